@@ -1,0 +1,259 @@
+"""The book's Sphinx extension: what the notebooks' directives look like on a page.
+
+- ``#| export`` cells wear a badge that names their module and links to the API page;
+  ``#| alt:`` describes a cell's pictures; a cell with ``#| hide``, or with directives
+  only, is not shown.
+- ``:::{cost}`` prints what the page costs to run, from notebooks/cost.json.
+- A line ``<!-- modules -->`` becomes one API section for each module of the package, in
+  the order of the chapters; what a section lists links back to the cell that defines it.
+- Buttons for the repository, Colab and Binder appear once ``repository: url`` is set.
+- MathJax is copied from an installed package: pages ask no other host for anything.
+"""
+
+import ast
+import json
+import re
+import shutil
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s*$")
+CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
+CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
+LAUNCH = {
+    "notebook_interface": "jupyterlab",
+    "colab_url": "https://colab.research.google.com",
+    "binderhub_url": "https://mybinder.org",
+}
+
+
+# ---- cells -----------------------------------------------------------------------
+
+
+def split_directives(source: str) -> tuple[dict[str, str], str]:
+    """Split the leading ``#| name value`` lines of a cell from its code."""
+    lines = source.splitlines()
+    found = {}
+    while lines and (m := DIRECTIVE.match(lines[0])):
+        found[m["name"]] = m["value"] or ""
+        lines.pop(0)
+    return found, "\n".join(lines).strip("\n")
+
+
+def public_names(code: str) -> list[str]:
+    """Return the public names that a cell defines, in its order."""
+    names = []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            named = [t.id for t in node.targets if isinstance(t, ast.Name)]
+            names += [name for name in named if CONSTANT.match(name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names += [node.target.id] if CONSTANT.match(node.target.id) else []
+    return [name for name in names if not name.startswith("_")]
+
+
+def link(kind: str, target: str, text: str, docname: str) -> addnodes.pending_xref:
+    """Return a link into the API page; an unknown target is a warning."""
+    return addnodes.pending_xref(
+        "",
+        nodes.literal(text, text, classes=["xref"]),
+        refdomain="py",
+        reftype=kind,
+        reftarget=target,
+        refdoc=docname,
+        refexplicit=True,
+        refwarn=True,
+    )
+
+
+def badge(module: str, names: list[str], docname: str) -> nodes.paragraph:
+    """Return the line above an exported cell."""
+    line = nodes.paragraph(classes=["export-badge"])
+    line += nodes.inline("", "exported to ")
+    line += link("mod", f"transformer.{module}", f"transformer.{module}", docname)
+    for number, name in enumerate(names):
+        line += nodes.Text(", " if number else ": ")
+        line += link("obj", f"transformer.{module}.{name}", name, docname)
+    return line
+
+
+def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
+    """Carry out the directives of a page's code cells."""
+    module = None
+    docname = app.env.docname
+    standard = app.env.get_domain("std")
+    for cell in list(doctree.findall(nodes.container)):
+        if cell.get("nb_element") != "cell_code":
+            continue
+        block = next(iter(cell.findall(nodes.literal_block)), None)
+        if block is None:
+            continue
+        found, code = split_directives(block.astext())
+        module = found.get("default_exp", module)
+        if not found:
+            continue
+        if "hide" in found or not code:
+            cell.parent.remove(cell)
+            continue
+        block.rawsource = code
+        block[:] = [nodes.Text(code)]
+        for image in cell.findall(nodes.image):
+            if "alt" in found:
+                image["alt"] = found["alt"]
+        if "export" in found and module:
+            names = public_names(code)
+            cell["classes"].append("cell-exported")
+            cell.insert(0, badge(module, names, docname))
+            for name in names:
+                label = f"{CELL}transformer.{module}.{name}"
+                cell["ids"].append(nodes.make_id(label))
+                standard.note_hyperlink_target(
+                    label.lower(), docname, nodes.make_id(label), name
+                )
+
+
+# ---- the cost of a page ----------------------------------------------------------
+
+
+def in_words(seconds: float) -> str:
+    """Return a time that a person would say."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+class Cost(SphinxDirective):
+    """``:::{cost}``: what it takes to run this page's notebook, or the one named."""
+
+    has_content = False
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return one line, or none for a notebook that was not measured."""
+        name = (self.arguments or [self.env.docname.rsplit("/")[-1]])[0]
+        said = []
+        for file in ("cost.json", "cost-gpu.json"):
+            path = ROOT / "notebooks" / file
+            if not path.exists():
+                continue
+            self.env.note_dependency(str(path))
+            if cost := json.loads(path.read_text(encoding="utf-8")).get(name):
+                said.append(
+                    f"{in_words(cost['seconds'])} and {cost['memory_mb']:,} MB of"
+                    f" memory on {cost['device']} ({cost['date']})"
+                )
+        if not said:
+            return []
+        line = nodes.paragraph(classes=["cost"])
+        line += nodes.strong("", "Cost of this page: ")
+        line += nodes.Text("; ".join(said) + ".")
+        return [line]
+
+
+# ---- the API page ----------------------------------------------------------------
+
+
+def chapters() -> dict[str, tuple[str, str]]:
+    """Return each exported module with its notebook's name and title, in order."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        title = next((s.splitlines()[0][2:] for s in sources if s.startswith("# ")), "")
+        for source in sources:
+            if module := split_directives(source)[0].get("default_exp"):
+                found[module] = (path.stem, title)
+    return found
+
+
+def on_source_read(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Write the API page's sections where the page asks for them."""
+    if "<!-- modules -->" not in content[0]:
+        return
+    text = []
+    for module, (notebook, title) in chapters().items():
+        number = int(notebook.split("_")[0])
+        text.append(
+            f"## transformer.{module}\n\n"
+            f"Chapter {number}: [{title}](../notebooks/{notebook}).\n\n"
+            f"```{{eval-rst}}\n.. automodule:: transformer.{module}\n   :members:\n   :undoc-members:\n"
+            f"   :member-order: bysource\n```\n"
+        )
+    content[0] = content[0].replace("<!-- modules -->", "\n".join(text))
+
+
+def on_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Link what the API page lists back to the cell that defines it."""
+    if what == "module":
+        # The chapter is named above the docstring; how the file is made is no matter here.
+        end = next((i for i, s in enumerate(lines) if s.startswith("Chapter ")), None)
+        del lines[end:]
+    elif what in {"class", "function", "data"} and name.startswith("transformer."):
+        lines += ["", f":ref:`Built in its chapter <{CELL}{name}>`", ""]
+
+
+# ---- the site --------------------------------------------------------------------
+
+
+def on_config(app: Sphinx, config: Config) -> None:
+    """Show the repository's buttons if there is a repository to show."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options["use_repository_button"] = True
+        options["launch_buttons"] = {**LAUNCH, **options.get("launch_buttons", {})}
+    else:
+        options["use_repository_button"] = False
+        options.pop("launch_buttons", None)
+
+
+def on_page_context(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Drop scripts that the book does not use, or that come twice."""
+    seen, keep = set(), []
+    for script in context.get("script_files", []):
+        body = (getattr(script, "attributes", None) or {}).get("body") or ""
+        name = str(getattr(script, "filename", script) or "")
+        if "THEBE" in body or "sphinx-thebe" in name or (body and body in seen):
+            continue
+        seen.add(body)
+        keep.append(script)
+    context["script_files"] = keep
+
+
+def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
+    """Copy the two parts of MathJax that the pages need."""
+    if error is not None or app.builder.format != "html":
+        return
+    package = "sphinx-mathjax-offline"
+    source = Path(str(distribution(package).locate_file(package))) / "static/mathjax"
+    target = Path(app.outdir) / "_static/mathjax"
+    fonts = Path("output/chtml/fonts/woff-v2")
+    (target / fonts).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source / "tex-chtml-full.js", target)
+    shutil.copytree(source / fonts, target / fonts, dirs_exist_ok=True)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register everything with Sphinx."""
+    app.config.mathjax_path = "mathjax/tex-chtml-full.js"
+    app.add_directive("cost", Cost)
+    app.connect("config-inited", on_config, priority=100)
+    app.connect("source-read", on_source_read)
+    app.connect("autodoc-process-docstring", on_docstring)
+    app.connect("doctree-read", on_doctree_read)
+    app.connect("html-page-context", on_page_context, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}

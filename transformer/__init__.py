@@ -1,0 +1,30 @@
+"""The package of the book "Transformers, Matrix by Matrix".
+
+Each module is one chapter's code. The names below are what most users want; the parts
+(attention, norms, positions, blocks) are importable from their modules.
+
+Made by tools/export.py.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer.gpt import GPT, GPTConfig, generate
+
+__version__ = "0.1.0"
+
+__all__ = ["GPT", "GPTConfig", "generate"]
+
+_HOME = {"GPT": "gpt", "GPTConfig": "gpt", "generate": "gpt"}
+
+
+def __getattr__(name: str) -> Any:
+    # A name's module loads when first asked for: small parts stay cheap.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"transformer.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,118 @@
+"""The block: attend, add, norm, think, add, norm; and a stack of blocks."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from transformer.dropout import Dropout, check_dropout
+from transformer.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
+from transformer.multi_head import MultiHeadAttention
+from transformer.norm import LayerNorm, RMSNorm
+from transformer.positions import Rotary
+
+__all__ = ["Block", "BlockConfig", "Stack", "make_norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The choices that make a block; each family of models is one set of them.
+
+    ``order``: "post" norms each sum (2017), "pre" norms each input (GPT-2), "parallel"
+    feeds attention and feed-forward the same normed input (PaLM). ``activation``:
+    "relu", "gelu", "gelu_tanh", "silu", or "swiglu" for the gated network. ``norm``:
+    "layer" or "rms". ``d_ff`` is 4 d_model when not given.
+    """
+
+    d_model: int
+    n_heads: int
+    n_layers: int
+    d_ff: int = 0
+    n_kv_heads: int = 0
+    dropout: float = 0.0
+    activation: str = "gelu_tanh"
+    norm: str = "layer"
+    order: str = "pre"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on other fields, and refuse what can't be built."""
+        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        check_dropout(self.dropout)
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                "d_model must be divisible by n_heads, "
+                f"got {self.d_model} and {self.n_heads}"
+            )
+        for name, known in {
+            "order": ("post", "pre", "parallel"),
+            "norm": ("layer", "rms"),
+            "activation": (*sorted(ACTIVATIONS), "swiglu"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {known}, got {getattr(self, name)!r}"
+                )
+
+
+def make_norm(config: BlockConfig) -> LayerNorm | RMSNorm:
+    """The norm that ``config`` names, over d_model entries."""
+    if config.norm == "rms":
+        return RMSNorm(config.d_model)
+    return LayerNorm(config.d_model, bias=config.bias)
+
+
+class Block(nn.Module):
+    """One layer: ``(B, T, D)`` -> ``(B, T, D)`` (Vaswani et al. 2017, section 3.1)."""
+
+    def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
+        super().__init__()
+        c = config
+        self.order = c.order
+        self.attention = MultiHeadAttention(
+            c.d_model, c.n_heads, c.n_kv_heads, c.bias, c.dropout, rotary
+        )
+        self.feed_forward = (
+            GatedFeedForward(c.d_model, c.d_ff)
+            if c.activation == "swiglu"
+            else FeedForward(c.d_model, c.d_ff, c.activation, c.bias)
+        )
+        self.norm_1 = make_norm(c)
+        self.norm_2 = make_norm(c) if c.order != "parallel" else None
+        self.dropout = Dropout(c.dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        def attend(x: Tensor) -> Tensor:
+            return self.dropout(self.attention(x, mask=mask, causal=causal))
+
+        def think(x: Tensor) -> Tensor:
+            return self.dropout(self.feed_forward(x))
+
+        if self.norm_2 is None:  # parallel
+            normed = self.norm_1(x)
+            return x + attend(normed) + think(normed)
+        if self.order == "post":
+            x = self.norm_1(x + attend(x))
+            return self.norm_2(x + think(x))
+        x = x + attend(self.norm_1(x))
+        return x + think(self.norm_2(x))
+
+
+class Stack(nn.Module):
+    """``n_layers`` blocks; pre-norm and parallel stacks end with one more norm."""
+
+    def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config, rotary) for _ in range(config.n_layers)
+        )
+        self.norm = nn.Identity() if config.order == "post" else make_norm(config)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask=mask, causal=causal)  # (B, T, D)
+        return self.norm(x)

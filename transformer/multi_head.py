@@ -1,0 +1,117 @@
+"""Multi-head attention: several small attentions side by side."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from transformer.attention import attention, attention_weights
+from transformer.masks import causal_mask, check_mask
+from transformer.positions import Rotary
+
+__all__ = ["MultiHeadAttention", "attention_maps"]
+
+
+class MultiHeadAttention(nn.Module):
+    """Project, split into heads, attend, join, project (Vaswani et al. 2017, 3.2.2).
+
+    x ``(B, T, D)`` asks; memory ``(B, S, D)`` answers, x itself when absent. With
+    ``n_kv_heads`` < ``n_heads`` groups of query heads share keys and values (Ainslie et
+    al. 2023); ``n_kv_heads=1`` is multi-query attention (Shazeer 2019).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        rotary: Rotary | None = None,
+    ) -> None:
+        super().__init__()
+        n_kv_heads = n_kv_heads or n_heads
+        if d_model % n_heads:
+            raise ValueError(
+                f"d_model must be divisible by n_heads, got {d_model} and {n_heads}"
+            )
+        if n_heads % n_kv_heads:
+            raise ValueError(
+                f"n_heads must be divisible by n_kv_heads, got {n_heads} and {n_kv_heads}"
+            )
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.head_dim = d_model // n_heads
+        self.dropout = dropout
+        self.rotary = rotary
+        self.query = nn.Linear(d_model, n_heads * self.head_dim, bias=bias)
+        self.key = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bias)
+        self.value = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bias)
+        self.output = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Cut the last axis into heads: ``(B, T, H*K)`` -> ``(B, H, T, K)``."""
+        return rearrange(x, "B T (H K) -> B H T K", K=self.head_dim)
+
+    def project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of memory, each ``(B, H, T or S, K)``."""
+        memory = x if memory is None else memory
+        query = self.split(self.query(x))  # (B, H, T, K)
+        key = self.split(self.key(memory))  # (B, H_kv, S, K)
+        value = self.split(self.value(memory))  # (B, H_kv, S, K)
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        groups = self.n_heads // self.n_kv_heads
+        if groups > 1:  # one key head serves `groups` query heads
+            key = key.repeat_interleave(groups, dim=1)  # (B, H, S, K)
+            value = value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
+        return query, key, value
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """x ``(B, T, D)``, mask boolean, broadcastable to ``(B, H, T, S)``."""
+        query, key, value = self.project(x, memory)
+        if mask is not None:
+            check_mask(mask, (*query.shape[:-1], key.shape[-2]))
+            if causal:
+                mask = mask & causal_mask(query.shape[-2], key.shape[-2], x.device)
+                causal = False
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(query, key, value, mask, causal, dropout)  # (B, H, T, K)
+        return self.output(rearrange(mixed, "B H T K -> B T (H K)"))  # (B, T, D)
+
+    def weights(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """The attention maps ``(B, H, T, S)`` that ``forward`` uses but never stores."""
+        query, key, _ = self.project(x, memory)
+        if causal:
+            below = causal_mask(query.shape[-2], key.shape[-2], x.device)
+            mask = below if mask is None else mask & below
+        return attention_weights(query, key, mask)
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
+    """Run ``model(*args, **kwargs)`` and return each layer's maps, ``(B, H, T, S)``."""
+    maps: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: tuple, options: dict, _: Tensor) -> None:
+        assert isinstance(module, MultiHeadAttention)
+        maps.append(module.weights(*inputs, **options))
+
+    layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
+    hooks = [m.register_forward_hook(record, with_kwargs=True) for m in layers]
+    try:
+        model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
