@@ -36,6 +36,7 @@ GOOD = [
     "A shape $(B, H, T, K)$, and `d_model=4` in the code.",
     "---\ntitle: 42\n---\nText.",
     "A footnote[^12].",
+    "::::{grid} 1 1 3 3\n:gutter: 3\n::::",
 ]
 BAD = [
     ("The model has 4 heads.", "4"),

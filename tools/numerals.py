@@ -12,7 +12,7 @@ What is allowed:
 
 Numbers above ten count also when written as words.
 
-    python tools/numerals.py [file ...]    # default: every notebook and book/*.md
+    python tools/numerals.py [file ...]    # default: every notebook and page of book/
 """
 
 import json
@@ -30,6 +30,7 @@ NOT_PROSE = re.compile(
       \A---\n.*?^---$                       # front matter
     | ^\s*(?P<fence>`{3,}|~{3,}).*?^\s*(?P=fence)`*~*\s*$       # code fence
     | ^\s*(?P<math>:{3,})\{(math|code-block|code-cell)\}.*?^\s*(?P=math)\s*$
+    | ^\s*:{3,}\{(figure|grid|image)\}.*$   # colon fence without a title
     | ^\s*:{3,}(\{[\w:-]+\})?               # colon fence; its title is prose
     | ^\s*:[\w-]+:.*$                       # directive option
     | ^\s*\([\w:.-]+\)=\s*$                 # label
@@ -57,7 +58,7 @@ ALLOWED = re.compile(
     | \b(?i:{NAMES})\s{NUMBER}((\s?[-–,]\s?|\s(to|and|or)\s){NUMBER})*  # chapter 3
     | \b(1[6-9]|20)\d\ds?\b(?!\s+(?:\w+\s)?(?:token|merge|parameter|step|word|line))
     | \b[A-Za-z][\w.]*(-[A-Za-z]*)?\d[\w.]*         # GPT-2, float32, UTF-8
-    | \b\d+-?(D|bit|d)\b                            # 2-D, 16-bit
+    | \b\d+-?(D|bit|d)\b|\b\d+\ bits\b              # 2-D, 16-bit, 32 bits
     | \b\d+([-–]\d+|\sto\s\d+)?[\s-]min(ute)?s?\b   # minutes of an exercise
     | (?<![\d.,])[-−–]?[01](?![\d]|[.,]\d)          # 0, 1 and -1
     """,
@@ -121,9 +122,15 @@ def main(paths: list[Path]) -> int:
     return count
 
 
+def pages() -> list[Path]:
+    """Return the notebooks, and the files of book/ that the contents name."""
+    toc = ROOT / "_toc.yml"
+    named = re.findall(r"\bbook/[\w-]+", toc.read_text() if toc.exists() else "")
+    return [*sorted(ROOT.glob("notebooks/*.ipynb")), *(ROOT / f"{n}.md" for n in named)]
+
+
 if __name__ == "__main__":
     if "--help" in sys.argv:
         sys.exit(__doc__)
     given = [Path(name).resolve() for name in sys.argv[1:]]
-    every = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("book/*.md")]
-    sys.exit(main(given or sorted(every)) > 0)
+    sys.exit(main(given or pages()) > 0)

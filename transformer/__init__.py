@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformer.gpt import GPT, GPTConfig, generate
+    from transformer.tokens import Tokenizer
 
 __version__ = "0.1.0"
 
-__all__ = ["GPT", "GPTConfig", "generate"]
+__all__ = ["GPT", "GPTConfig", "Tokenizer", "generate"]
 
-_HOME = {"GPT": "gpt", "GPTConfig": "gpt", "generate": "gpt"}
+_HOME = {"GPT": "gpt", "GPTConfig": "gpt", "Tokenizer": "tokens", "generate": "gpt"}
 
 
 def __getattr__(name: str) -> Any:

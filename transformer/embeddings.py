@@ -1,4 +1,8 @@
-"""Token embeddings: a table with one row a token."""
+"""Token embeddings: a table with one row a token.
+
+Chapter 2 of Transformers, Matrix by Matrix.
+Made from notebooks/02_embeddings.ipynb by tools/export.py: edit the notebook.
+"""
 
 import math
 
@@ -12,8 +16,8 @@ __all__ = ["TokenEmbedding", "check_ids"]
 def check_ids(ids: Tensor, vocab_size: int) -> None:
     """Raise unless ``ids`` are integers in ``[0, vocab_size)``.
 
-    The type is always checked. Values are checked only on the CPU and outside a
-    compiled graph: elsewhere looking at them would stall the device.
+    TypeError for another dtype, IndexError for a value outside. Values are looked at
+    only on the CPU and outside a compiled graph: elsewhere that would stall the device.
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
@@ -29,7 +33,8 @@ class TokenEmbedding(nn.Module):
     """Look up one row of a table for each token id.
 
     ids ``(B, T)`` integers -> ``(B, T, D)``. With ``scale`` the rows are multiplied by
-    sqrt(d_model), as in the 2017 model (Vaswani et al. 2017, section 3.4).
+    sqrt(d_model), as in the 2017 model (Vaswani et al. 2017, section 3.4). Entries start
+    with a standard deviation of 0.02, as in GPT-2. Raises what ``check_ids`` raises.
     """
 
     def __init__(self, vocab_size: int, d_model: int, scale: bool = False) -> None:

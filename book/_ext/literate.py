@@ -4,8 +4,8 @@
   ``#| alt:`` describes a cell's pictures; a cell with ``#| hide``, or with directives
   only, is not shown.
 - ``:::{cost}`` prints what the page costs to run, from notebooks/cost.json.
-- A line ``<!-- modules -->`` becomes one API section for each module of the package, in
-  the order of the chapters; what a section lists links back to the cell that defines it.
+- A line ``<!-- modules -->`` becomes one API section a module, in the chapters' order;
+  what a section lists links back to the cell that defines it.
 - Buttons for the repository, Colab and Binder appear once ``repository: url`` is set.
 - MathJax is copied from an installed package: pages ask no other host for anything.
 """
@@ -14,6 +14,8 @@ import ast
 import json
 import re
 import shutil
+import sys
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(
+    0, str(ROOT)
+)  # autodoc reads this copy's package, whatever is installed
 DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s*$")
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
@@ -163,32 +168,68 @@ class Cost(SphinxDirective):
 # ---- the API page ----------------------------------------------------------------
 
 
-def chapters() -> dict[str, tuple[str, str]]:
-    """Return each exported module with its notebook's name and title, in order."""
+@dataclass
+class Chapter:
+    """A notebook, as the API page wants to know it."""
+
+    notebook: str
+    title: str
+    constants: list[str]
+
+
+def chapters() -> dict[str, Chapter]:
+    """Return each exported module with its chapter, in order."""
     found = {}
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells]
         title = next((s.splitlines()[0][2:] for s in sources if s.startswith("# ")), "")
+        module, constants = None, []
         for source in sources:
-            if module := split_directives(source)[0].get("default_exp"):
-                found[module] = (path.stem, title)
+            directives, code = split_directives(source)
+            module = directives.get("default_exp", module)
+            if "export" in directives:
+                constants += filter(CONSTANT.match, public_names(code))
+        if module:
+            found[module] = Chapter(path.stem, title, constants)
     return found
+
+
+SECTION = """## transformer.{module}
+
+Chapter {number}: [{title}](../notebooks/{notebook}).
+
+```{{eval-rst}}
+.. automodule:: transformer.{module}
+   :members:
+   :undoc-members:
+   :member-order: bysource
+   :exclude-members: {constants}
+
+{data}
+```
+"""
 
 
 def on_source_read(app: Sphinx, docname: str, content: list[str]) -> None:
     """Write the API page's sections where the page asks for them."""
     if "<!-- modules -->" not in content[0]:
         return
-    text = []
-    for module, (notebook, title) in chapters().items():
-        number = int(notebook.split("_")[0])
-        text.append(
-            f"## transformer.{module}\n\n"
-            f"Chapter {number}: [{title}](../notebooks/{notebook}).\n\n"
-            f"```{{eval-rst}}\n.. automodule:: transformer.{module}\n   :members:\n   :undoc-members:\n"
-            f"   :member-order: bysource\n```\n"
+    text = [
+        SECTION.format(
+            module=module,
+            number=int(chapter.notebook.split("_")[0]),
+            title=chapter.title,
+            notebook=chapter.notebook,
+            constants=", ".join(["__weakref__", *chapter.constants]),
+            # automodule passes over a constant without a docstring
+            data="\n".join(
+                f".. autodata:: transformer.{module}.{name}"
+                for name in chapter.constants
+            ),
         )
+        for module, chapter in chapters().items()
+    ]
     content[0] = content[0].replace("<!-- modules -->", "\n".join(text))
 
 
@@ -197,10 +238,12 @@ def on_docstring(
 ) -> None:
     """Link what the API page lists back to the cell that defines it."""
     if what == "module":
-        # The chapter is named above the docstring; how the file is made is no matter here.
+        # The section names the chapter; how the file is made is no matter here.
         end = next((i for i, s in enumerate(lines) if s.startswith("Chapter ")), None)
         del lines[end:]
     elif what in {"class", "function", "data"} and name.startswith("transformer."):
+        if what == "data" and lines[:1] == (type(obj).__doc__ or "").splitlines()[:1]:
+            lines.clear()  # a constant without words of its own shows its type's
         lines += ["", f":ref:`Built in its chapter <{CELL}{name}>`", ""]
 
 
