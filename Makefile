@@ -21,6 +21,8 @@ HTML := _build/html
 FIRST := $(HTML)/book/index.html
 BUILT := $(HTML)/.built
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+# Chapters that were begun as text.
+TWINLESS := $(filter-out $(NOTEBOOKS:notebooks/%.ipynb=text/%.md),$(wildcard text/[0-9]*.md))
 PAGES := _config.yml _toc.yml $(sort $(shell find book -type f -not -path '*/__pycache__/*' 2>/dev/null)) \
   $(wildcard notebooks/cost*.json)
 LINTED := notebooks tools tests transformer book/_ext
@@ -71,7 +73,7 @@ execute: $(READY)
 
 text: $(READY)
 	@mkdir -p text
-	$(VENV)/bin/jupytext --sync $(NOTEBOOKS)
+	$(VENV)/bin/jupytext --quiet --sync $(NOTEBOOKS) $(TWINLESS)
 
 # ---- the proof -------------------------------------------------------------------
 

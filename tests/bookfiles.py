@@ -173,9 +173,13 @@ def ignore_faults(notebook: Notebook) -> list[str]:
     return faults
 
 
+# An assert statement, or a call that is one: kit.check, torch.testing.assert_close.
+ASSERT = re.compile(r"^\s*(assert\b|kit\.check\(|\w+\.testing\.assert_)", re.MULTILINE)
+
+
 def asserts(cell: Cell) -> bool:
-    """Say whether a code cell holds an assert statement."""
-    return re.search(r"^\s*assert\b", source(cell), re.MULTILINE) is not None
+    """Say whether a code cell asserts anything."""
+    return ASSERT.search(source(cell)) is not None
 
 
 def metadata_faults(notebook: Notebook) -> list[str]:
@@ -260,7 +264,7 @@ def exercise_faults(notebook: Notebook) -> list[str]:
     ]
     if len(starts) < 3:
         faults.append(f"{len(starts)} cells hold an `{{exercise}}`, want three or more")
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+    for start, end in pairwise([*starts, len(cells)]):
         block = list(zip(cells[start:end], markdown[start:end], strict=True))
         text = "\n".join(source(c) for c, is_text in block if is_text)
         label = LABEL.search(text)
@@ -281,9 +285,9 @@ def exercise_faults(notebook: Notebook) -> list[str]:
         if not re.search(r"\bhint\b", text, re.IGNORECASE):
             faults.append(f"exercise {name} has no hint")
         code = [(n, source(c)) for n, (c, is_text) in enumerate(block) if not is_text]
-        if not any(re.search(r"^\s*assert\b", s, re.MULTILINE) for _, s in code):
+        if not any(ASSERT.search(s) for _, s in code):
             faults.append(f"exercise {name} has no check: no cell asserts")
-        checked = re.compile(r"^\s*assert\b|\bcheck\w*\(", re.MULTILINE)
+        checked = re.compile(rf"{ASSERT.pattern}|\bcheck\w*\(", re.MULTILINE)
         after = (s for n, s in code if n > solution[0])
         if not any(checked.search(re.sub(r"def check\w*\(", "", s)) for s in after):
             faults.append(f"exercise {name}: no cell after its solution checks it")

@@ -77,7 +77,7 @@ GOOD = notebook(
     code("assert f() < 2\nf()", printed("took 3.1 s"), tags=["nbval-ignore-output"]),
     code("f(-1)", ERROR, tags=["raises-exception"]),
     *exercise("a"),
-    *exercise("b"),
+    *exercise("b", check="def check_1(f):\n    kit.check(f(), 1)"),
     *exercise("c", solved="assert f() == 1", check="f"),
 )
 

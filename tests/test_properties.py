@@ -5,6 +5,8 @@ package's own formulas; each expectation is spelled out with plain sums and loop
 """
 
 import math
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformer.masks import causal_mask, sliding_window_mask
 from transformer.multi_head import MultiHeadAttention
 from transformer.norm import LayerNorm, RMSNorm
 from transformer.positions import Rotary, sinusoidal
+from transformer.tokens import BYTES, Tokenizer, learn_merges, merge_pair
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,49 @@ def tiny_gpt(**changes):
 def softmax(scores):
     powers = [math.exp(s) for s in scores]
     return [p / sum(powers) for p in powers]
+
+
+# --------------------------------------------------------------------------- tokens
+
+
+def merges_by_recounting(words, n_merges):
+    """Byte-pair merges, every pair counted anew each time."""
+    spelled = {word: [BYTES.index(byte) for byte in word] for word in words}
+    merges = []
+    while len(merges) < n_merges:
+        counts = Counter()
+        for word, ids in spelled.items():
+            for pair in pairwise(ids):
+                counts[pair] += words[word]
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        for word, ids in spelled.items():
+            spelled[word] = merge_pair(ids, best, len(BYTES) + len(merges))
+        merges.append(best)
+    return merges
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {b"ab": 1, b"cd": 1, b"ef": 1, b"ba": 1},  # nothing but ties
+        {b"aaaa": 2, b"aaa": 1, b"baab": 3},
+        {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3},
+    ],
+)
+def test_merges_equal_recounting(words):
+    assert learn_merges(words, 50) == merges_by_recounting(words, 50)
+
+
+def test_a_merge_takes_each_token_once():
+    assert merge_pair([7, 7, 7, 8, 7, 7], (7, 7), 9) == [9, 7, 8, 9]
+
+
+def test_earlier_merges_come_first():
+    """With bc learned before ab, abc is a + bc."""
+    tokenizer = Tokenizer.from_merges([(b"b", b"c"), (b"a", b"b")])
+    assert [tokenizer.vocab[i] for i in tokenizer.encode("abc")] == [b"a", b"bc"]
 
 
 # ------------------------------------------------------------- attention and masks

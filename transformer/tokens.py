@@ -22,16 +22,12 @@ __all__ = [
     "SPLIT",
     "CharTokenizer",
     "Tokenizer",
-    "as_id",
-    "as_text",
     "learn_merges",
     "merge_pair",
-    "read_json",
-    "write_json",
 ]
 
-# GPT-2's rule (Radford et al. 2019): an English ending, or letters, digits or signs with
-# at most one blank before them, or blanks. Every character lands in one piece.
+# GPT-2's rule: an English ending; letters, digits or signs with at most one blank before
+# them; or blanks. Every character lands in exactly one piece.
 SPLIT = regex.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -97,7 +93,7 @@ def learn_merges(words: Mapping[bytes, int], n_merges: int) -> list[tuple[int, i
     return merges
 
 
-def as_text(text: str | bytes) -> str:
+def _as_text(text: str | bytes) -> str:
     """Return ``text`` as a string that UTF-8 can write.
 
     Raises ValueError for bytes that are not UTF-8 and for half of a surrogate pair,
@@ -118,7 +114,7 @@ def as_text(text: str | bytes) -> str:
     return text
 
 
-def as_id(token: int, vocab_size: int) -> int:
+def _as_id(token: int, vocab_size: int) -> int:
     """Return ``token`` as a plain int; IndexError outside ``[0, vocab_size)``."""
     token = index(token)
     if not 0 <= token < vocab_size:
@@ -126,7 +122,7 @@ def as_id(token: int, vocab_size: int) -> int:
     return token
 
 
-def write_json(path: str | Path, kind: str, content: dict[str, Any]) -> None:
+def _write_json(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Write a tokenizer's file whole or not at all."""
     path = Path(path)
     draft = path.with_name(path.name + ".tmp")
@@ -135,7 +131,7 @@ def write_json(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def read_json(path: str | Path, kind: str) -> dict[str, Any]:
+def _read_json(path: str | Path, kind: str) -> dict[str, Any]:
     """Read a tokenizer's file; ValueError unless it is whole and of this kind."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -159,9 +155,10 @@ class Tokenizer:
         self.merges = [(index(left), index(right)) for left, right in merges]
         self.vocab = [bytes([byte]) for byte in BYTES]
         for pair in self.merges:
-            left, right = (as_id(part, len(self.vocab)) for part in pair)
+            left, right = (_as_id(part, len(self.vocab)) for part in pair)
             self.vocab.append(self.vocab[left] + self.vocab[right])
-        self.special = {name: len(self.vocab) + i for i, name in enumerate(special)}
+        names = dict.fromkeys(special)  # each once, in order
+        self.special = {name: len(self.vocab) + i for i, name in enumerate(names)}
         self.vocab += [name.encode() for name in self.special]
         self._made = {pair: len(BYTES) + i for i, pair in enumerate(self.merges)}
         self._seen: dict[str, list[int]] = {}
@@ -175,14 +172,14 @@ class Tokenizer:
         Raises ValueError when ``vocab_size`` has no room for the bytes and the special
         tokens, or when ``text`` is not UTF-8.
         """
-        special = list(special)
+        special = list(dict.fromkeys(special))
         least = len(BYTES) + len(special)
         if vocab_size < least:
             raise ValueError(
                 f"vocab_size must be at least {least}, one for each byte and special "
                 f"token, got {vocab_size}"
             )
-        counts = Counter(SPLIT.findall(as_text(text)))
+        counts = Counter(SPLIT.findall(_as_text(text)))
         words = {piece.encode(): count for piece, count in counts.items()}
         return cls(learn_merges(words, vocab_size - least), special)
 
@@ -192,7 +189,7 @@ class Tokenizer:
     ) -> Self:
         """Build it from merges given as bytes, such as those of GPT-2's own file."""
         ids = {bytes([byte]): i for i, byte in enumerate(BYTES)}
-        pairs = []
+        pairs: list[tuple[int, int]] = []
         for left, right in merges:
             if left not in ids or right not in ids:
                 raise ValueError(
@@ -217,7 +214,7 @@ class Tokenizer:
     def encode(self, text: str | bytes) -> list[int]:
         """Text -> ids. Raises ValueError when ``text`` is not UTF-8."""
         ids = []
-        for piece in SPLIT.findall(as_text(text)):
+        for piece in SPLIT.findall(_as_text(text)):
             if piece not in self._seen:
                 if len(self._seen) >= 100_000:  # keep the memory bounded
                     self._seen.clear()
@@ -238,18 +235,18 @@ class Tokenizer:
 
         Raises IndexError for an id outside the vocabulary.
         """
-        known = b"".join(self.vocab[as_id(i, self.vocab_size)] for i in ids)
+        known = b"".join(self.vocab[_as_id(i, self.vocab_size)] for i in ids)
         return known.decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
         """Write merges and special tokens to a JSON file."""
         content = {"merges": self.merges, "special": list(self.special)}
-        write_json(path, "Tokenizer", content)
+        _write_json(path, "Tokenizer", content)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        content = read_json(path, "Tokenizer")
+        content = _read_json(path, "Tokenizer")
         return cls(map(tuple, content["merges"]), content["special"])
 
 
@@ -263,7 +260,7 @@ class CharTokenizer:
     @classmethod
     def train(cls, text: str | bytes) -> Self:
         """Collect the characters of ``text``."""
-        return cls(as_text(text))
+        return cls(_as_text(text))
 
     @property
     def vocab_size(self) -> int:
@@ -277,8 +274,8 @@ class CharTokenizer:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Text -> ids. Raises ValueError for a character that ``train`` has not seen."""
-        text = as_text(text)
+        """Text -> ids. Raises ValueError for a character outside the vocabulary."""
+        text = _as_text(text)
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
@@ -290,13 +287,13 @@ class CharTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text. Raises IndexError for an id outside the vocabulary."""
-        return "".join(self.vocab[as_id(i, self.vocab_size)] for i in ids)
+        return "".join(self.vocab[_as_id(i, self.vocab_size)] for i in ids)
 
     def save(self, path: str | Path) -> None:
         """Write the characters to a JSON file."""
-        write_json(path, "CharTokenizer", {"characters": self.vocab})
+        _write_json(path, "CharTokenizer", {"characters": self.vocab})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        return cls(read_json(path, "CharTokenizer")["characters"])
+        return cls(_read_json(path, "CharTokenizer")["characters"])

@@ -27,9 +27,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(
-    0, str(ROOT)
-)  # autodoc reads this copy's package, whatever is installed
+sys.path.insert(0, str(ROOT))  # document this copy, whatever is installed
 DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s*$")
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
@@ -255,7 +253,7 @@ def on_config(app: Sphinx, config: Config) -> None:
     options = config.html_theme_options
     if options.get("repository_url"):
         options["use_repository_button"] = True
-        options["launch_buttons"] = {**LAUNCH, **options.get("launch_buttons", {})}
+        options["launch_buttons"] = {**options.get("launch_buttons", {}), **LAUNCH}
     else:
         options["use_repository_button"] = False
         options.pop("launch_buttons", None)
