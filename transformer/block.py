@@ -1,4 +1,8 @@
-"""The block: attend, add, norm, think, add, norm; and a stack of blocks."""
+"""Attend, add, norm, think, add, norm: one block, and a stack of blocks.
+
+Chapter 10 of Transformers, Matrix by Matrix.
+Made from notebooks/10_block.ipynb by tools/export.py: edit the notebook.
+"""
 
 from dataclasses import dataclass
 
@@ -17,10 +21,12 @@ __all__ = ["Block", "BlockConfig", "Stack", "make_norm"]
 class BlockConfig:
     """The choices that make a block; each family of models is one set of them.
 
-    ``order``: "post" norms each sum (2017), "pre" norms each input (GPT-2), "parallel"
-    feeds attention and feed-forward the same normed input (PaLM). ``activation``:
-    "relu", "gelu", "gelu_tanh", "silu", or "swiglu" for the gated network. ``norm``:
-    "layer" or "rms". ``d_ff`` is 4 d_model when not given.
+    ``order``: "post" norms each sum (Vaswani et al. 2017), "pre" norms what each part
+    reads (GPT-2), "parallel" feeds attention and feed-forward the same normed rows
+    (Chowdhery et al. 2022, section 2). ``activation``: "relu", "gelu", "gelu_tanh",
+    "silu", or "swiglu" for the gated network. ``norm``: "layer" or "rms". ``d_ff`` is
+    4 d_model and ``n_kv_heads`` is n_heads where not given. ``bias``: in the linear
+    layers and layer norms. Raises ValueError, naming the field.
     """
 
     d_model: int
@@ -39,11 +45,17 @@ class BlockConfig:
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         check_dropout(self.dropout)
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                "d_model must be divisible by n_heads, "
-                f"got {self.d_model} and {self.n_heads}"
-            )
+        for name in ("d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for whole, part in (("d_model", "n_heads"), ("n_heads", "n_kv_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{whole} must be divisible by {part}, "
+                    f"got {getattr(self, whole)} and {getattr(self, part)}"
+                )
         for name, known in {
             "order": ("post", "pre", "parallel"),
             "norm": ("layer", "rms"),
@@ -63,12 +75,16 @@ def make_norm(config: BlockConfig) -> LayerNorm | RMSNorm:
 
 
 class Block(nn.Module):
-    """One layer: ``(B, T, D)`` -> ``(B, T, D)`` (Vaswani et al. 2017, section 3.1)."""
+    """One layer: x ``(B, T, D)`` -> ``(B, T, D)`` (Vaswani et al. 2017, section 3.1).
+
+    ``mask`` is boolean, broadcastable to ``(B, H, T, T)``, True = may attend;
+    ``causal`` hides later positions. Raises ValueError when x is not d_model wide.
+    """
 
     def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
         super().__init__()
         c = config
-        self.order = c.order
+        self.d_model, self.order = c.d_model, c.order
         self.attention = MultiHeadAttention(
             c.d_model, c.n_heads, c.n_kv_heads, c.bias, c.dropout, rotary
         )
@@ -84,6 +100,11 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(
+                f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}"
+            )
+
         def attend(x: Tensor) -> Tensor:
             return self.dropout(self.attention(x, mask=mask, causal=causal))
 
@@ -101,7 +122,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """``n_layers`` blocks; pre-norm and parallel stacks end with one more norm."""
+    """``n_layers`` blocks, each with weights of its own: ``(B, T, D)`` -> same.
+
+    Pre-norm and parallel stacks end with one more norm (Radford et al. 2019, section
+    2.3), since nothing else has normed the sum. ``mask`` and ``causal`` as in Block.
+    """
 
     def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
         super().__init__()

@@ -1,4 +1,8 @@
-"""The feed-forward network: two matrices and a bend, at every position alone."""
+"""The feed-forward network: two matrices and a bend, at every position alone.
+
+Chapter 8 of Transformers, Matrix by Matrix.
+Made from notebooks/08_feed_forward.ipynb by tools/export.py: edit the notebook.
+"""
 
 from collections.abc import Callable
 
@@ -19,7 +23,7 @@ class FeedForward(nn.Module):
     """up, bend, down: ``(..., D)`` -> ``(..., F)`` -> ``(..., D)``.
 
     With "relu" it is the 2017 network (Vaswani et al. 2017, section 3.3), with
-    "gelu_tanh" GPT-2's.
+    "gelu_tanh" GPT-2's. Raises ValueError for an activation that isn't known.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, section 2).
 
-    ``(..., D)`` -> ``(..., D)``, three matrices and no biases.
+    ``(..., D)`` -> ``(..., F)`` -> ``(..., D)``, three matrices and no biases.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -52,4 +56,5 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # (..., F) -> (..., D)
+        hidden = F.silu(self.gate(x)) * self.up(x)  # (..., F)
+        return self.down(hidden)  # (..., D)

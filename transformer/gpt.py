@@ -1,4 +1,8 @@
-"""GPT: a decoder-only Transformer, whole."""
+"""The whole model: ids in, a score for every next word out, and a loop that writes.
+
+Chapter 12 of Transformers, Matrix by Matrix.
+Made from notebooks/12_gpt.ipynb by tools/export.py: edit the notebook.
+"""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +17,17 @@ from transformer.masks import padding_mask
 from transformer.output_head import OutputHead, sample
 from transformer.positions import LearnedPositions, Rotary, SinusoidalPositions
 
-__all__ = ["GPT", "GPTConfig", "generate"]
+__all__ = ["GPT", "GPTConfig", "generate", "shift"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(BlockConfig):
     """A decoder-only model's choices; the defaults are GPT-2's (Radford et al. 2019).
 
-    ``positions``: "learned", "sinusoidal", "rotary" or "none". ``tied`` shares one table
-    between embedding and head. ``scale_embeddings`` multiplies embeddings by sqrt(D).
+    Beside the choices of a block: ``vocab_size`` V; ``max_len``, the most positions read
+    at once; ``positions`` "learned", "sinusoidal", "rotary" or "none". ``tied`` shares
+    one table between embedding and head. ``scale_embeddings`` multiplies embeddings by
+    sqrt(D). Raises ValueError for a choice that can't be built.
     """
 
     vocab_size: int
@@ -32,13 +38,24 @@ class GPTConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("vocab_size", "max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
         known = ("learned", "sinusoidal", "rotary", "none")
         if self.positions not in known:
-            raise ValueError(f"positions must be one of {known}, got {self.positions!r}")
+            raise ValueError(
+                f"positions must be one of {known}, got {self.positions!r}"
+            )
 
 
 class GPT(nn.Module):
-    """ids ``(B, T)`` -> logits ``(B, T, V)``; row t predicts the token at t + 1."""
+    """A decoder-only Transformer (Radford et al. 2019, section 2.3).
+
+    ids ``(B, T)`` -> logits ``(B, T, V)``. Row t has seen the ids up to t, and scores
+    the id at t + 1.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -49,29 +66,33 @@ class GPT(nn.Module):
             self.positions = LearnedPositions(c.max_len, c.d_model)
         elif c.positions == "sinusoidal":
             self.positions = SinusoidalPositions(c.max_len, c.d_model)
-        rotary = (
-            Rotary(c.max_len, c.d_model // c.n_heads)
-            if c.positions == "rotary"
-            else None
-        )
+        rotary = None
+        if c.positions == "rotary":  # turns queries and keys, adds nothing
+            rotary = Rotary(c.max_len, c.d_model // c.n_heads)
         self.dropout = Dropout(c.dropout)
         self.stack = Stack(c, rotary)
         tied = self.embedding.weight if c.tied else None
         self.head = OutputHead(c.d_model, c.vocab_size, tied)
-        self.apply(self._init)
-        for name, weight in self.named_parameters():
-            if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * c.n_layers))
+        self._init_weights()
 
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    def _init_weights(self) -> None:
+        """Start small; the matrices that write into the stream start smaller still."""
+        for name, weight in self.named_parameters():
+            if name.startswith("stack") and weight.ndim == 2:
+                writes = name.endswith(("attention.output.weight", "down.weight"))
+                share = math.sqrt(2 * self.config.n_layers) if writes else 1.0
+                nn.init.normal_(weight, std=0.02 / share)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids ``(B, T)``; mask ``(B, T)``, True = real token, for padded batches."""
+        """Score the next id at every position.
+
+        ids ``(B, T)`` integers; mask ``(B, T)`` boolean, True = real token, for batches
+        padded on the right -> logits ``(B, T, V)``. Raises ValueError for a wrong
+        shape or more than ``max_len`` positions, TypeError for a wrong type, IndexError
+        for an id outside the vocabulary.
+        """
         if ids.ndim != 2:
             raise ValueError(f"ids must have shape (B, T), got {tuple(ids.shape)}")
         if ids.shape[1] > self.config.max_len:
@@ -90,6 +111,20 @@ class GPT(nn.Module):
         return self.head(x)  # (B, T, V)
 
 
+def shift(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut text ``(B, T + 1)`` into inputs ``(B, T)`` and targets ``(B, T)``.
+
+    The target of position t is the id at t + 1. Raises ValueError when there is no next
+    id, that is with fewer than two positions.
+    """
+    if ids.ndim != 2 or ids.shape[1] < 2:
+        raise ValueError(
+            "ids must have shape (B, T + 1) with at least two positions, "
+            f"got {tuple(ids.shape)}"
+        )
+    return ids[:, :-1], ids[:, 1:]  # (B, T) each
+
+
 @torch.no_grad()
 def generate(
     model: GPT,
@@ -98,9 +133,11 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Append ``max_new_tokens`` sampled ids to each prompt, ``(B, T)`` -> ``(B, T + n)``.
+    """Append ``max_new_tokens`` sampled ids to each prompt.
 
-    The model sees the last ``max_len`` ids. ``temperature=0`` takes the most probable.
+    ids ``(B, T)`` -> ``(B, T + max_new_tokens)``. The model sees the last ``max_len``
+    ids. ``temperature=0`` takes the most probable. Raises ValueError for an empty
+    prompt, IndexError for an id outside the vocabulary.
     """
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ValueError(

@@ -1,4 +1,11 @@
-"""Multi-head attention: several small attentions side by side."""
+"""Several small attentions side by side: each looks for something else, one matrix
+joins them.
+
+Chapter 6 of Transformers, Matrix by Matrix.
+Made from notebooks/06_multi_head.ipynb by tools/export.py: edit the notebook.
+"""
+
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,8 +22,10 @@ class MultiHeadAttention(nn.Module):
     """Project, split into heads, attend, join, project (Vaswani et al. 2017, 3.2.2).
 
     x ``(B, T, D)`` asks; memory ``(B, S, D)`` answers, x itself when absent. With
-    ``n_kv_heads`` < ``n_heads`` groups of query heads share keys and values (Ainslie et
-    al. 2023); ``n_kv_heads=1`` is multi-query attention (Shazeer 2019).
+    ``n_kv_heads`` < ``n_heads`` groups of neighbouring query heads share keys and
+    values (Ainslie et al. 2023); ``n_kv_heads=1`` is multi-query attention (Shazeer
+    2019). ``dropout`` silences weights in training; ``rotary`` turns queries and keys.
+    Raises ValueError when heads don't divide the width or each other.
     """
 
     def __init__(
@@ -29,7 +38,12 @@ class MultiHeadAttention(nn.Module):
         rotary: Rotary | None = None,
     ) -> None:
         super().__init__()
-        n_kv_heads = n_kv_heads or n_heads
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if min(n_heads, n_kv_heads) < 1:
+            raise ValueError(
+                "n_heads and n_kv_heads must be at least 1, "
+                f"got {n_heads} and {n_kv_heads}"
+            )
         if d_model % n_heads:
             raise ValueError(
                 f"d_model must be divisible by n_heads, got {d_model} and {n_heads}"
@@ -38,6 +52,8 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(
                 f"n_heads must be divisible by n_kv_heads, got {n_heads} and {n_kv_heads}"
             )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = d_model // n_heads
         self.dropout = dropout
@@ -51,16 +67,26 @@ class MultiHeadAttention(nn.Module):
         """Cut the last axis into heads: ``(B, T, H*K)`` -> ``(B, H, T, K)``."""
         return rearrange(x, "B T (H K) -> B H T K", K=self.head_dim)
 
-    def project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x, keys and values of memory, each ``(B, H, T or S, K)``."""
         memory = x if memory is None else memory
+        d_model = self.query.in_features
+        for name, rows in (("x", x), ("memory", memory)):
+            shape = tuple(rows.shape)
+            if len(shape) != 3 or shape[-1] != d_model or shape[0] != x.shape[0]:
+                raise ValueError(
+                    f"{name} must have shape (batch, positions, d_model) = "
+                    f"({x.shape[0]}, any, {d_model}), got {shape}"
+                )
         query = self.split(self.query(x))  # (B, H, T, K)
         key = self.split(self.key(memory))  # (B, H_kv, S, K)
         value = self.split(self.value(memory))  # (B, H_kv, S, K)
         if self.rotary is not None:
             query, key = self.rotary(query), self.rotary(key)
         groups = self.n_heads // self.n_kv_heads
-        if groups > 1:  # one key head serves `groups` query heads
+        if groups > 1:  # one key head serves `groups` neighbouring query heads
             key = key.repeat_interleave(groups, dim=1)  # (B, H, S, K)
             value = value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
         return query, key, value
@@ -72,11 +98,16 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """x ``(B, T, D)``, mask boolean, broadcastable to ``(B, H, T, S)``."""
+        """x ``(B, T, D)``, memory ``(B, S, D)`` -> ``(B, T, D)``.
+
+        mask boolean, True = may attend, broadcastable to ``(B, H, T, S)``; ``causal``
+        hides later positions as well. Raises ValueError for a wrong shape, TypeError
+        for a mask that isn't boolean.
+        """
         query, key, value = self.project(x, memory)
         if mask is not None:
             check_mask(mask, (*query.shape[:-1], key.shape[-2]))
-            if causal:
+            if causal:  # the kernel takes a mask or its own causal flag, not both
                 mask = mask & causal_mask(query.shape[-2], key.shape[-2], x.device)
                 causal = False
         dropout = self.dropout if self.training else 0.0
@@ -90,17 +121,22 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """The attention maps ``(B, H, T, S)`` that ``forward`` uses but never stores."""
+        """The maps ``(B, H, T, S)`` that ``forward`` uses and never stores."""
         query, key, _ = self.project(x, memory)
+        if mask is not None:
+            check_mask(mask, (*query.shape[:-1], key.shape[-2]))
         if causal:
-            below = causal_mask(query.shape[-2], key.shape[-2], x.device)
+            below = causal_mask(query.shape[-2], key.shape[-2], x.device)  # (T, S)
             mask = below if mask is None else mask & below
         return attention_weights(query, key, mask)
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
-    """Run ``model(*args, **kwargs)`` and return each layer's maps, ``(B, H, T, S)``."""
+def attention_maps(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
+    """Run ``model(*args, **kwargs)``; return each layer's maps, ``(B, H, T, S)``.
+
+    In the order in which the layers run; a layer that runs twice appears twice.
+    """
     maps: list[Tensor] = []
 
     def record(module: nn.Module, inputs: tuple, options: dict, _: Tensor) -> None:

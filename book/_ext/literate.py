@@ -14,6 +14,7 @@ import ast
 import json
 import re
 import shutil
+import struct
 import sys
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))  # document this copy, whatever is installed
 DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s*$")
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
+WIDE = 520  # pixels
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "colab_url": "https://colab.research.google.com",
@@ -90,6 +92,15 @@ def badge(module: str, names: list[str], docname: str) -> nodes.paragraph:
     return line
 
 
+def is_wide(path: Path) -> bool:
+    """Tell whether a PNG would be too small to read on a phone."""
+    if path.suffix != ".png" or not path.exists():
+        return False
+    with path.open("rb") as file:
+        width, height = struct.unpack(">II", file.read(24)[16:])
+    return width > WIDE and width > 1.7 * height
+
+
 def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
     """Carry out the directives of a page's code cells."""
     module = None
@@ -103,6 +114,11 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
             continue
         found, code = split_directives(block.astext())
         module = found.get("default_exp", module)
+        for image in cell.findall(nodes.image):
+            if "alt" in found:
+                image["alt"] = found["alt"]
+            if is_wide(Path(app.srcdir) / image["uri"].lstrip("/")):
+                image["classes"].append("wide")
         if not found:
             continue
         if "hide" in found or not code:
@@ -110,9 +126,6 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
             continue
         block.rawsource = code
         block[:] = [nodes.Text(code)]
-        for image in cell.findall(nodes.image):
-            if "alt" in found:
-                image["alt"] = found["alt"]
         if "export" in found and module:
             names = public_names(code)
             cell["classes"].append("cell-exported")
@@ -222,7 +235,7 @@ def on_source_read(app: Sphinx, docname: str, content: list[str]) -> None:
             constants=", ".join(["__weakref__", *chapter.constants]),
             # automodule passes over a constant without a docstring
             data="\n".join(
-                f".. autodata:: transformer.{module}.{name}"
+                f".. autodata:: transformer.{module}.{name}\n   :no-value:\n"
                 for name in chapter.constants
             ),
         )
