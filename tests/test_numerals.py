@@ -36,6 +36,7 @@ GOOD = [
     "A shape $(B, H, T, K)$, and `d_model=4` in the code.",
     "---\ntitle: 42\n---\nText.",
     "A footnote[^12].",
+    "$V = 2^8 + M$ tokens, and $H \\cdot 4\\,T^2 K = 4\\,T^2 D$.",
     "::::{grid} 1 1 3 3\n:gutter: 3\n::::",
 ]
 BAD = [
@@ -47,6 +48,8 @@ BAD = [
     ("| layers | 12 |", "12"),
     ("Here $T = 5$ tokens.", "T = 5"),
     ("$$d_{model} = 768$$", "d_{model} = 768"),
+    ("With $V = 50,257$ and more.", "V = 50"),
+    ("$(T = 5, D = 4)$", "T = 5"),
     ("A 12-layer model.", "12"),
     ("Ninety-six layers, twelve heads.", "Ninety-six"),
     ("It takes 2000 steps.", "2000"),

@@ -45,7 +45,9 @@ NOT_PROSE = re.compile(
     """,
     MULTI,
 )
-DIMENSION = re.compile(r"(?<![A-Za-z\\_{])([BTSDHKFVL]|[dn]_\{?\w+\}?)\s*=\s*\d+")
+DIMENSION = re.compile(
+    r"(?<![A-Za-z\\_{])([BTSDHKFVL]|[dn]_\{?\w+\}?)\s*=\s*\d+(?=[\d.,{}]*\s*([$,;.)]|\\[q\\]))"
+)
 NAMES = (
     "chapters?|sections?|§|parts?|figures?|tables?|equations?|exercises?|pages?|steps?"
     "|stages?|versions?|Python|PyTorch|Book|BY"

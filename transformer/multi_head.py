@@ -139,7 +139,7 @@ def attention_maps(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
     """
     maps: list[Tensor] = []
 
-    def record(module: nn.Module, inputs: tuple, options: dict, _: Tensor) -> None:
+    def record(module: nn.Module, inputs: Any, options: Any, _: Tensor) -> None:
         assert isinstance(module, MultiHeadAttention)
         maps.append(module.weights(*inputs, **options))
 

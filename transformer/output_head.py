@@ -1,4 +1,8 @@
-"""The output head: from a vector to a probability for every word."""
+"""The output head: from a vector to a probability for every word.
+
+Chapter 11 of Transformers, Matrix by Matrix.
+Made from notebooks/11_output_head.ipynb by tools/export.py: edit the notebook.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,7 @@ class OutputHead(nn.Module):
 
     Given ``tied`` (an embedding's weight ``(V, D)``) it shares that very parameter, so
     that a word is written with the vector it is read with (Press and Wolf 2017).
+    Raises ValueError when ``tied`` has another shape.
     """
 
     def __init__(
@@ -30,15 +35,35 @@ class OutputHead(nn.Module):
         self.weight = tied  # (V, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T  # (..., D) -> (..., V)
+        return x @ self.weight.T  # (..., D) @ (D, V) -> (..., V)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore: int = -100) -> Tensor:
-    """Mean of -log p(target) in nats over all positions whose target isn't ``ignore``.
+    """Mean of -log p(target), in nats, over the positions whose target isn't ``ignore``.
 
-    logits ``(..., V)``, targets ``(...)`` integers.
+    logits ``(..., V)``, targets ``(...)`` integers -> a scalar. Targets that are filling
+    are set to ``ignore``.
     """
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore)
+    return F.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), ignore_index=ignore
+    )
+
+
+def sample(
+    logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw one id from each row of logits: ``(..., V)`` -> ``(...)``.
+
+    ``temperature`` divides the logits; 0 takes the most probable word. Raises ValueError
+    for a negative temperature.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if temperature == 0:
+        return logits.argmax(dim=-1)  # (...)
+    probs = (logits / temperature).softmax(dim=-1)  # (..., V)
+    drawn = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)  # (N, 1)
+    return drawn.view(logits.shape[:-1])  # (...)
 
 
 def chunked_cross_entropy(
@@ -46,8 +71,8 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """``cross_entropy(x @ weight.T, targets)`` without ever storing all logits.
 
-    x ``(..., D)``, weight ``(V, D)``, targets ``(...)``. ``chunk`` rows of logits exist at
-    a time; the backward pass computes them again.
+    x ``(..., D)``, weight ``(V, D)``, targets ``(...)`` -> a scalar. ``chunk`` rows of
+    logits exist at a time; the backward pass computes them again.
     """
     rows, targets = x.flatten(0, -2), targets.flatten()  # (N, D), (N,)
 
@@ -58,19 +83,3 @@ def chunked_cross_entropy(
     for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
         total = total + checkpoint(loss_of, part, target, use_reentrant=False)
     return total / len(targets)
-
-
-def sample(
-    logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw one id from each row of logits ``(..., V)`` -> ``(...)``.
-
-    ``temperature`` divides the logits; 0 takes the most probable word.
-    """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if temperature == 0:
-        return logits.argmax(dim=-1)  # (...)
-    probs = (logits / temperature).softmax(dim=-1)  # (..., V)
-    drawn = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)  # (N, 1)
-    return drawn.view(logits.shape[:-1])  # (...)

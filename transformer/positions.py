@@ -1,28 +1,69 @@
-"""Positions: telling a token where it stands."""
+"""Positions: rows that are added to the words, or angles that turn queries and keys.
+
+Chapter 3 of Transformers, Matrix by Matrix.
+Made from notebooks/03_positions.ipynb by tools/export.py: edit the notebook.
+"""
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LearnedPositions", "Rotary", "SinusoidalPositions", "sinusoidal"]
+__all__ = [
+    "LearnedPositions",
+    "Rotary",
+    "SinusoidalPositions",
+    "angles",
+    "check_span",
+    "sinusoidal",
+]
+
+
+def angles(max_len: int, pairs: int, base: float = 10_000.0) -> Tensor:
+    """How far each pair has turned at each position, ``(max_len, pairs)``.
+
+    Pair i stands at t / base^(i / pairs) radians at position t, in float64.
+    """
+    position = torch.arange(max_len, dtype=torch.float64)  # (T,)
+    pair = torch.arange(pairs, dtype=torch.float64)  # (D/2,)
+    return position[:, None] / base ** (pair / pairs)  # (T, D/2)
 
 
 def sinusoidal(max_len: int, d_model: int, base: float = 10_000.0) -> Tensor:
     """The table of sines and cosines, ``(max_len, d_model)`` in float64.
 
-    Row ``pos`` holds sin(pos / base^(2i/D)) in column 2i and the cosine of the same
-    angle in column 2i+1 (Vaswani et al. 2017, section 3.5).
+    Row t holds sin(t / base^(2i/D)) in column 2i and the cosine of the same angle in
+    column 2i+1 (Vaswani et al. 2017, section 3.5). Raises ValueError if ``d_model`` is
+    odd.
     """
     if d_model % 2:
         raise ValueError(f"d_model must be even for sine-cosine pairs, got {d_model}")
-    position = torch.arange(max_len, dtype=torch.float64)  # (T,)
-    pair = torch.arange(0, d_model, 2, dtype=torch.float64)  # (D/2,)
-    angle = position[:, None] / base ** (pair / d_model)  # (T, D/2)
+    angle = angles(max_len, d_model // 2, base)  # (T, D/2)
     table = torch.stack((angle.sin(), angle.cos()), dim=-1)  # (T, D/2, 2)
     return table.flatten(1)  # (T, D)
 
 
+def check_span(x: Tensor, start: int, max_len: int, width: int) -> int:
+    """Return where x ends, ``start + T``, if x ``(..., T, width)`` fits.
+
+    Raises ValueError if the last axis is not ``width`` or if a position lies outside
+    ``0 .. max_len-1``.
+    """
+    if x.ndim < 2 or x.shape[-1] != width:
+        raise ValueError(f"x must have shape (..., T, {width}), got {tuple(x.shape)}")
+    stop = start + x.shape[-2]
+    if start < 0 or stop > max_len:
+        raise ValueError(
+            f"x must stand at positions 0 to {max_len - 1} (max_len = {max_len}), "
+            f"got start = {start} and {x.shape[-2]} rows"
+        )
+    return stop
+
+
 class SinusoidalPositions(nn.Module):
-    """Add row t of the fixed sine-cosine table to the vector at position t."""
+    """Add row t of the sine-cosine table to the vector at position t.
+
+    Nothing is learned (Vaswani et al. 2017, section 3.5). Raises ValueError if
+    ``d_model`` is odd.
+    """
 
     table: Tensor
 
@@ -32,12 +73,20 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", table, persistent=False)  # (T, D)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``."""
-        return x + self.table[start : start + x.shape[-2]]  # (T, D) joins every batch
+        """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``.
+
+        Raises ValueError if x has another width or passes ``max_len``.
+        """
+        stop = check_span(x, start, *self.table.shape)
+        return x + self.table[start:stop]  # (T, D) joins every batch
 
 
 class LearnedPositions(nn.Module):
-    """Add row t of a learned table to the vector at position t (GPT-2, BERT, ViT)."""
+    """Add row t of a learned table to the vector at position t.
+
+    GPT-2 and BERT do so (Radford et al. 2019; Devlin et al. 2019, section 3). Entries
+    start with standard deviation 0.02.
+    """
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
@@ -45,15 +94,21 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``."""
-        return x + self.weight[start : start + x.shape[-2]]
+        """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``.
+
+        Raises ValueError if x has another width or passes ``max_len``.
+        """
+        stop = check_span(x, start, *self.weight.shape)
+        return x + self.weight[start:stop]  # (T, D) joins every batch
 
 
 class Rotary(nn.Module):
-    """Rotate pairs of query and key entries by an angle that grows with the position.
+    """Turn pairs of query and key entries by an angle that grows with the position.
 
-    Entries i and i + K/2 of a head form a pair (the half-split layout of Llama
-    weights); it turns by pos / base^(2i/K) (Su et al. 2021, section 3.4.2).
+    Entries i and i + K/2 of a head form a pair, the half-split layout. At position t it
+    turns by t / base^(2i/K) (Su et al. 2021, section 3.4.2). Turned so, the dot product
+    of a query and a key depends on their distance alone. Raises ValueError if
+    ``head_dim`` is odd.
     """
 
     cos: Tensor
@@ -63,16 +118,19 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary pairs, got {head_dim}")
-        position = torch.arange(max_len, dtype=torch.float64)  # (T,)
-        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)  # (K/2,)
-        angle = position[:, None] / base ** (pair / head_dim)  # (T, K/2)
+        angle = angles(max_len, head_dim // 2, base)  # (T, K/2)
         dtype = torch.get_default_dtype()
         self.register_buffer("cos", angle.cos().to(dtype), persistent=False)
         self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x ``(B, H, T, K)`` at positions ``start .. start+T-1``, rotated."""
-        stop = start + x.shape[-2]
+        """x ``(B, H, T, K)`` at positions ``start .. start+T-1``, turned, same dtype.
+
+        Raises ValueError if x has another width or passes ``max_len``.
+        """
+        max_len, pairs = self.cos.shape
+        stop = check_span(x, start, max_len, 2 * pairs)
         cos, sin = self.cos[start:stop], self.sin[start:stop]  # (T, K/2)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, K/2) each
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, K)
+        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return turned.type_as(x)  # (B, H, T, K)

@@ -107,10 +107,14 @@ def _as_text(text: str | bytes) -> str:
         text.encode("utf-8")
     except UnicodeDecodeError as error:
         what = f"byte 0x{error.object[error.start]:02x}"
-        raise ValueError(f"text is not UTF-8: {what} at {error.start}") from None
+        raise ValueError(
+            f"text is not UTF-8: {what} at position {error.start}"
+        ) from None
     except UnicodeEncodeError as error:
         what = f"half of a surrogate pair, {error.object[error.start]!a},"
-        raise ValueError(f"text is not UTF-8: {what} at {error.start}") from None
+        raise ValueError(
+            f"text is not UTF-8: {what} at position {error.start}"
+        ) from None
     return text
 
 
@@ -131,15 +135,16 @@ def _write_json(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def _read_json(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read a tokenizer's file; ValueError unless it is whole and of this kind."""
+def _read_json(path: str | Path, kind: str, *keys: str) -> list[Any]:
+    """Read these parts of a file; ValueError unless it is whole and of this kind."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path} is not a saved {kind}: {error}") from None
-    if not isinstance(content, dict) or content.get("kind") != kind:
+    whole = isinstance(content, dict) and set(content) >= {"kind", *keys}
+    if not whole or content["kind"] != kind:
         raise ValueError(f"{path} is not a saved {kind}")
-    return content
+    return [content[key] for key in keys]
 
 
 class Tokenizer:
@@ -246,8 +251,8 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        content = _read_json(path, "Tokenizer")
-        return cls(map(tuple, content["merges"]), content["special"])
+        merges, special = _read_json(path, "Tokenizer", "merges", "special")
+        return cls(merges, special)
 
 
 class CharTokenizer:
@@ -281,8 +286,8 @@ class CharTokenizer:
         except KeyError as error:
             (character,) = error.args
             raise ValueError(
-                f"character {character!r} at {text.index(character)} is not among the "
-                f"{self.vocab_size} of the vocabulary"
+                f"character {character!r} at position {text.index(character)} is not "
+                f"among the {self.vocab_size} of the vocabulary"
             ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -296,4 +301,5 @@ class CharTokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        return cls(_read_json(path, "CharTokenizer")["characters"])
+        (characters,) = _read_json(path, "CharTokenizer", "characters")
+        return cls(characters)
