@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
+
 from bookdraw import (
     ROLE,
     STYLE,
@@ -29,7 +31,6 @@ from bookdraw import (
     show_cell,
     signed,
 )
-from torch import Tensor
 
 __all__ = [  # what a chapter finds as kit.name, drawing included
     "ROLE",

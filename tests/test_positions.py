@@ -89,16 +89,11 @@ def test_dot_products_know_the_distance_only():
 def test_sines_are_added_to_every_sentence(dtype, tolerance, default_dtype):
     default_dtype(dtype)
     x = torch.randn(2, 5, 6)
-    rows = [
-        [f(clock(t, i, 6, 1e4)) for i in range(3) for f in (IMAG, REAL)]
-        for t in range(5)
-    ]
+    hands = [[clock(t, i, 6, 1e4) for i in range(3)] for t in range(5)]
+    rows = [[part for hand in row for part in (hand.imag, hand.real)] for row in hands]
     got = SinusoidalPositions(9, 6)(x)
     assert got.dtype == dtype
     close(got, x + torch.tensor(rows), tolerance)
-
-
-IMAG, REAL = (lambda z: z.imag), (lambda z: z.real)
 
 
 @DTYPES
@@ -195,11 +190,11 @@ def test_rotary_gives_back_the_type_it_got():
 
 
 def test_odd_widths():
-    with pytest.raises(ValueError, match="d_model must be even .* got 5"):
+    with pytest.raises(ValueError, match=r"d_model must be even .* got 5"):
         sinusoidal(8, 5)
-    with pytest.raises(ValueError, match="d_model must be even .* got 5"):
+    with pytest.raises(ValueError, match=r"d_model must be even .* got 5"):
         SinusoidalPositions(8, 5)
-    with pytest.raises(ValueError, match="head_dim must be even .* got 3"):
+    with pytest.raises(ValueError, match=r"head_dim must be even .* got 3"):
         Rotary(8, 3)
 
 

@@ -37,7 +37,7 @@ def attention(
 ) -> Tensor:
     """The weighted mean of the values, ``attention_weights(query, key, mask) @ value``.
 
-    query ``(..., T, K)``, key ``(..., S, K)``, value ``(..., S, K)`` -> ``(..., T, K)``.
+    query ``(..., T, K)``, key and value ``(..., S, K)`` -> ``(..., T, K)``.
     The fused kernel never stores the ``(T, S)`` weights. ``causal`` hides later
     positions without building a mask; it needs T == S and no ``mask``. Raises
     ValueError when ``causal`` comes with a mask or with T != S.

@@ -33,8 +33,9 @@ class TokenEmbedding(nn.Module):
     """Look up one row of a table for each token id.
 
     ids ``(B, T)`` integers -> ``(B, T, D)``. With ``scale`` the rows are multiplied by
-    sqrt(d_model), as in the 2017 model (Vaswani et al. 2017, section 3.4). Entries start
-    with a standard deviation of 0.02, as in GPT-2. Raises what ``check_ids`` raises.
+    sqrt(d_model), as in the 2017 model (Vaswani et al. 2017, section 3.4). Entries
+    start with a standard deviation of 0.02, as in GPT-2. Raises what ``check_ids``
+    raises.
     """
 
     def __init__(self, vocab_size: int, d_model: int, scale: bool = False) -> None:

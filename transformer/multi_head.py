@@ -1,5 +1,4 @@
-"""Several small attentions side by side: each looks for something else, one matrix
-joins them.
+"""Several small attentions side by side, joined by one more matrix.
 
 Chapter 6 of Transformers, Matrix by Matrix.
 Made from notebooks/06_multi_head.ipynb by tools/export.py: edit the notebook.
@@ -50,7 +49,8 @@ class MultiHeadAttention(nn.Module):
             )
         if n_heads % n_kv_heads:
             raise ValueError(
-                f"n_heads must be divisible by n_kv_heads, got {n_heads} and {n_kv_heads}"
+                "n_heads must be divisible by n_kv_heads, "
+                f"got {n_heads} and {n_kv_heads}"
             )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")

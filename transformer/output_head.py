@@ -39,10 +39,10 @@ class OutputHead(nn.Module):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore: int = -100) -> Tensor:
-    """Mean of -log p(target), in nats, over the positions whose target isn't ``ignore``.
+    """Mean of -log p(target), in nats, over positions whose target isn't ``ignore``.
 
-    logits ``(..., V)``, targets ``(...)`` integers -> a scalar. Targets that are filling
-    are set to ``ignore``.
+    logits ``(..., V)``, targets ``(...)`` integers -> a scalar. Set the targets of
+    filling to ``ignore``.
     """
     return F.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=ignore
@@ -54,8 +54,8 @@ def sample(
 ) -> Tensor:
     """Draw one id from each row of logits: ``(..., V)`` -> ``(...)``.
 
-    ``temperature`` divides the logits; 0 takes the most probable word. Raises ValueError
-    for a negative temperature.
+    ``temperature`` divides the logits; 0 takes the most probable word. Raises
+    ValueError for a negative temperature.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
@@ -80,6 +80,8 @@ def chunked_cross_entropy(
         return F.cross_entropy(part @ weight.T, target, reduction="sum")
 
     total = rows.new_zeros(())
-    for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
+    for start in range(0, len(rows), chunk):
+        stop = start + chunk
+        part, target = rows[start:stop], targets[start:stop]  # (chunk, D), (chunk,)
         total = total + checkpoint(loss_of, part, target, use_reentrant=False)
     return total / len(targets)

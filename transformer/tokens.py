@@ -26,8 +26,8 @@ __all__ = [
     "merge_pair",
 ]
 
-# GPT-2's rule: an English ending; letters, digits or signs with at most one blank before
-# them; or blanks. Every character lands in exactly one piece.
+# GPT-2's rule: an English ending; letters, digits or signs with at most one blank
+# before them; or blanks. Every character lands in exactly one piece.
 SPLIT = regex.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -221,7 +221,7 @@ class Tokenizer:
         ids = []
         for piece in SPLIT.findall(_as_text(text)):
             if piece not in self._seen:
-                if len(self._seen) >= 100_000:  # keep the memory bounded
+                if len(self._seen) >= 2**16:  # keep the memory bounded
                     self._seen.clear()
                 self._seen[piece] = self._merge(piece.encode())
             ids += self._seen[piece]

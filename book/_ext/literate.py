@@ -53,18 +53,17 @@ def split_directives(source: str) -> tuple[dict[str, str], str]:
     return found, "\n".join(lines).strip("\n")
 
 
-def public_names(code: str) -> list[str]:
-    """Return the public names that a cell defines, in its order."""
-    names = []
+def definitions(code: str) -> dict[str, bool]:
+    """Return the public names that a cell defines; True = a CONSTANT."""
+    found = {}
     for node in ast.parse(code).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            named = [t.id for t in node.targets if isinstance(t, ast.Name)]
-            names += [name for name in named if CONSTANT.match(name)]
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names += [node.target.id] if CONSTANT.match(node.target.id) else []
-    return [name for name in names if not name.startswith("_")]
+            found[node.name] = False
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named = [t.id for t in targets if isinstance(t, ast.Name)]
+            found |= {name: True for name in named if CONSTANT.match(name)}
+    return {name: kind for name, kind in found.items() if not name.startswith("_")}
 
 
 def link(kind: str, target: str, text: str, docname: str) -> addnodes.pending_xref:
@@ -127,7 +126,7 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
         block.rawsource = code
         block[:] = [nodes.Text(code)]
         if "export" in found and module:
-            names = public_names(code)
+            names = list(definitions(code))
             cell["classes"].append("cell-exported")
             cell.insert(0, badge(module, names, docname))
             for name in names:
@@ -200,7 +199,7 @@ def chapters() -> dict[str, Chapter]:
             directives, code = split_directives(source)
             module = directives.get("default_exp", module)
             if "export" in directives:
-                constants += filter(CONSTANT.match, public_names(code))
+                constants += [n for n, is_one in definitions(code).items() if is_one]
         if module:
             found[module] = Chapter(path.stem, title, constants)
     return found
