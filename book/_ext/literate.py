@@ -1,8 +1,8 @@
 """The book's Sphinx extension: what the notebooks' directives look like on a page.
 
 - ``#| export`` cells wear a badge that names their module and links to the API page;
-  ``#| alt:`` describes a cell's pictures; a cell with ``#| hide``, or with directives
-  only, is not shown.
+  ``#| alt:`` describes a cell's pictures, and folds the code of a long drawing; a cell
+  with ``#| hide``, or with directives only, is not shown.
 - ``:::{cost}`` prints what the page costs to run, from notebooks/cost.json.
 - A line ``<!-- modules -->`` becomes one API section a module, in the chapters' order;
   what a section lists links back to the cell that defines it.
@@ -33,6 +33,7 @@ DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
 WIDE = 520  # pixels
+DRAWING = 11  # lines; the code of a longer matplotlib drawing is folded
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "colab_url": "https://colab.research.google.com",
@@ -100,6 +101,11 @@ def is_wide(path: Path) -> bool:
     return width > WIDE and width > 1.7 * height
 
 
+def is_drawing(code: str) -> bool:
+    """Tell whether a cell is long and mostly about how a picture looks."""
+    return "plt.subplots(" in code and len(code.splitlines()) > DRAWING
+
+
 def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
     """Carry out the directives of a page's code cells."""
     module = None
@@ -125,6 +131,10 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
             continue
         block.rawsource = code
         block[:] = [nodes.Text(code)]
+        if "alt" in found and is_drawing(code):
+            cell["hide_mode"] = "input"
+            cell["prompt_show"] = "Show the code of this picture"
+            cell["prompt_hide"] = "Hide the code of this picture"
         if "export" in found and module:
             names = list(definitions(code))
             cell["classes"].append("cell-exported")
