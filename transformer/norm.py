@@ -14,9 +14,9 @@ __all__ = ["LayerNorm", "RMSNorm"]
 class LayerNorm(nn.Module):
     """Subtract the mean, divide by the deviation, scale, shift (Ba et al. 2016, 3).
 
-    x ``(..., D)`` -> ``(..., D)``, each row by itself. The variance is divided by D, and
-    ``eps`` stands under the root. ``bias=False`` leaves out the shift. Raises ValueError
-    when ``d_model`` is below 1 or ``eps`` is negative.
+    x ``(..., D)`` -> ``(..., D)``, each row by itself. The variance is divided by D,
+    and ``eps`` stands under the root. ``bias=False`` leaves out the shift. Raises
+    ValueError when ``d_model`` is below 1 or ``eps`` is negative.
     """
 
     def __init__(self, d_model: int, eps: float = 1e-5, bias: bool = True) -> None:
