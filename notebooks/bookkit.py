@@ -108,7 +108,7 @@ class Example:
 
     vocab: list[str]
     words: list[str]
-    sentences: list[list[str]]  # all that the small model was trained on
+    sentences: list[str]  # all that the small model was trained on
     config: dict[str, Any]
     weights: dict[str, Tensor]
 

@@ -24,10 +24,10 @@ __all__ = ["GPT", "GPTConfig", "generate", "shift"]
 class GPTConfig(BlockConfig):
     """A decoder-only model's choices; the defaults are GPT-2's (Radford et al. 2019).
 
-    Beside the choices of a block: ``vocab_size`` V; ``max_len``, the most positions read
-    at once; ``positions`` "learned", "sinusoidal", "rotary" or "none". ``tied`` shares
-    one table between embedding and head. ``scale_embeddings`` multiplies embeddings by
-    sqrt(D). Raises ValueError for a choice that can't be built.
+    Beside the choices of a block: ``vocab_size`` V; ``max_len``, the most positions
+    read at once; ``positions`` "learned", "sinusoidal", "rotary" or "none". ``tied``
+    shares one table between embedding and head. ``scale_embeddings`` multiplies
+    embeddings by sqrt(D). Raises ValueError for a choice that can't be built.
     """
 
     vocab_size: int
