@@ -103,7 +103,8 @@ def is_wide(path: Path) -> bool:
 
 def is_drawing(code: str) -> bool:
     """Tell whether a cell is long and mostly about how a picture looks."""
-    return "plt.subplots(" in code and len(code.splitlines()) > DRAWING
+    draws = "plt.subplots(" in code or "plt.figure(" in code
+    return draws and len(code.splitlines()) > DRAWING
 
 
 def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
