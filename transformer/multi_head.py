@@ -91,6 +91,18 @@ class MultiHeadAttention(nn.Module):
             value = value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
         return query, key, value
 
+    @staticmethod
+    def one_mask(
+        query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor | None:
+        """The given mask, checked, and the causal one if asked for, as one."""
+        if mask is not None:
+            check_mask(mask, (*query.shape[:-1], key.shape[-2]))
+        if not causal:
+            return mask
+        below = causal_mask(query.shape[-2], key.shape[-2], query.device)  # (T, S)
+        return below if mask is None else mask & below
+
     def forward(
         self,
         x: Tensor,
@@ -105,11 +117,8 @@ class MultiHeadAttention(nn.Module):
         for a mask that isn't boolean.
         """
         query, key, value = self.project(x, memory)
-        if mask is not None:
-            check_mask(mask, (*query.shape[:-1], key.shape[-2]))
-            if causal:  # the kernel takes a mask or its own causal flag, not both
-                mask = mask & causal_mask(query.shape[-2], key.shape[-2], x.device)
-                causal = False
+        if mask is not None:  # the kernel takes a mask or its own causal flag, not both
+            mask, causal = self.one_mask(query, key, mask, causal), False
         dropout = self.dropout if self.training else 0.0
         mixed = attention(query, key, value, mask, causal, dropout)  # (B, H, T, K)
         return self.output(rearrange(mixed, "B H T K -> B T (H K)"))  # (B, T, D)
@@ -123,12 +132,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """The maps ``(B, H, T, S)`` that ``forward`` uses and never stores."""
         query, key, _ = self.project(x, memory)
-        if mask is not None:
-            check_mask(mask, (*query.shape[:-1], key.shape[-2]))
-        if causal:
-            below = causal_mask(query.shape[-2], key.shape[-2], x.device)  # (T, S)
-            mask = below if mask is None else mask & below
-        return attention_weights(query, key, mask)
+        return attention_weights(query, key, self.one_mask(query, key, mask, causal))
 
 
 @torch.no_grad()

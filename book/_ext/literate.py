@@ -29,8 +29,10 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # document this copy, whatever is installed
-DIRECTIVE = re.compile(r"#\s*\|\s*(?P<name>[a-z_-]+)(?:[ :]+(?P<value>\S.*?))?\s*$")
-CONSTANT = re.compile(r"[A-Z][A-Z0-9_]+$")
+sys.path.insert(0, str(ROOT / "tools"))
+from export import defined, split_directives  # noqa: E402
+
+FORMATTER = re.compile(r" *# fmt: \w+$", re.MULTILINE)  # said to ruff, not to readers
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
 WIDE = 520  # pixels
 DRAWING = 11  # lines; the code of a longer matplotlib drawing is folded
@@ -44,27 +46,14 @@ LAUNCH = {
 # ---- cells -----------------------------------------------------------------------
 
 
-def split_directives(source: str) -> tuple[dict[str, str], str]:
-    """Split the leading ``#| name value`` lines of a cell from its code."""
-    lines = source.splitlines()
-    found = {}
-    while lines and (m := DIRECTIVE.match(lines[0])):
-        found[m["name"]] = m["value"] or ""
-        lines.pop(0)
-    return found, "\n".join(lines).strip("\n")
-
-
 def definitions(code: str) -> dict[str, bool]:
     """Return the public names that a cell defines; True = a CONSTANT."""
-    found = {}
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found[node.name] = False
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            named = [t.id for t in targets if isinstance(t, ast.Name)]
-            found |= {name: True for name in named if CONSTANT.match(name)}
-    return {name: kind for name, kind in found.items() if not name.startswith("_")}
+    body = ast.parse(code).body
+    return {
+        name: isinstance(node, ast.Assign | ast.AnnAssign)
+        for node in body
+        for name in defined(node)
+    }
 
 
 def link(kind: str, target: str, text: str, docname: str) -> addnodes.pending_xref:
@@ -125,11 +114,10 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
                 image["alt"] = found["alt"]
             if is_wide(Path(app.srcdir) / image["uri"].lstrip("/")):
                 image["classes"].append("wide")
-        if not found:
-            continue
         if "hide" in found or not code:
             cell.parent.remove(cell)
             continue
+        code = FORMATTER.sub("", code)
         block.rawsource = code
         block[:] = [nodes.Text(code)]
         if "alt" in found and is_drawing(code):
