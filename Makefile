@@ -33,6 +33,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONHASHSEED ?= 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests see the small settings, change no stored hand-over, and use a core a worker.
+TESTING := env -u PROFILE -u BOOK_EXECUTE OMP_NUM_THREADS=1
+# Where a machine checks, a difference is an error; at home it is mended, and told.
+DRIFT := $(if $(filter true 1,$(CI)),--check)
 
 .PHONY: book test check lint unit export execute text install clean help
 
@@ -40,11 +44,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 install: $(READY)
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet -r requirements.txt -c constraints.txt
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -57,7 +61,7 @@ book: $(BUILT)
 
 # Everything is built anew: Sphinx does not notice a changed style or picture.
 $(BUILT): $(NOTEBOOKS) $(PAGES) tools/export.py | $(READY)
-	$(PY) tools/export.py
+	$(PY) tools/export.py $(DRIFT)
 	@rm -rf $(HTML) _build/.doctrees
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going --all --quiet
 	@touch $@
@@ -78,11 +82,13 @@ text: $(READY)
 # ---- the proof -------------------------------------------------------------------
 
 # The drift check comes first: building the book would mend what it looks for.
+# Tests run in the order of tests/conftest.py, the longest first.
 test: $(READY) lint
 	@$(MAKE) --no-print-directory book
 	@$(PY) tools/browser.py
-	$(PY) tests/mutants/run.py
-	$(PY) -m pytest -q -rs -n 2 --dist loadfile --durations=10 \
+	$(TESTING) $(PY) tests/mutants/run.py
+	$(TESTING) $(PY) -m pytest -q -rs --durations=10 \
+	  -n 2 --dist loadfile --no-loadscope-reorder \
 	  --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg \
 	  --nbval-cell-timeout=600 tests notebooks
 
@@ -96,7 +102,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 unit: $(READY)
-	$(PY) -m pytest -q -n 2 -m "not slow" tests --ignore=tests/site --ignore=tests/mutants
+	$(TESTING) $(PY) -m pytest -q -n 2 -m "not slow" tests --ignore=tests/site --ignore=tests/mutants
 
 # ---- the rest --------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Nothing here is part of the package. Every chapter starts with
     kit.setup()
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from bookdraw import (
@@ -73,6 +76,21 @@ def setup(dtype: torch.dtype = torch.float64) -> None:
         torch.set_num_threads(int(threads))
     torch.set_printoptions(precision=3, sci_mode=False, linewidth=88)
     plt.rcParams.update(STYLE)
+    # IPython's hook for the text that is stored beside a picture
+    Figure._repr_pretty_ = lambda figure, p, cycle: p.text(caption(figure))
+
+
+def caption(figure: Figure) -> str:
+    """Name a figure by its size and a mark of all its words and digits.
+
+    The mark stands in the stored output as text, so one changed digit is found there,
+    where a comparison of pixels must overlook so little.
+    """
+    figure.draw_without_rendering()  # only now do the ticks have their labels
+    words = [t.get_text() for t in figure.findobj(Text) if t.get_visible()]
+    plain = "\n".join(" ".join(w.split()) for w in words if w.strip())
+    mark = hashlib.sha256(plain.replace("\N{MINUS SIGN}", "-").encode()).hexdigest()
+    return f"{repr(figure)[:-1]}, texts {mark[:8]}>"
 
 
 @dataclass(frozen=True)
@@ -137,13 +155,16 @@ def running_example() -> Example:
 
 
 def hand_over(name: str, **values: Any) -> None:
-    """Give matrices to the next chapter; they must equal the stored ones, if any.
+    """Give matrices to the next chapter; they must equal the stored ones.
 
-    Only ``make execute`` (it sets BOOK_EXECUTE=1) changes what is stored.
+    Only ``make execute`` (it sets BOOK_EXECUTE=1) stores, or changes what is stored.
     """
     path = HANDOVER / f"{name}.json"
     plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in values.items()}
-    if path.exists() and os.environ.get("BOOK_EXECUTE") != "1":
+    if os.environ.get("BOOK_EXECUTE") != "1":
+        if not path.exists():
+            advice = f"`make execute NB={name}` stores it"
+            raise FileNotFoundError(f"{path} is missing: {advice}")
         stored = take_over(name)
         assert set(stored) == set(values), f"{path.name} holds {sorted(stored)}"
         for key in stored:
@@ -297,5 +318,5 @@ def four_sizes(rows: Mapping[str, Callable[[Size], Any]]) -> None:
         lines.append([label, *(say(count(size)) for size in models.values())])
     wide = [max(len(line[i]) for line in lines) for i in range(len(models) + 1)]
     for label, *cells in lines:
-        row = [f"{cell:>{w + 3}}" for cell, w in zip(cells, wide[1:], strict=True)]
+        row = [f"{cell:>{w + 2}}" for cell, w in zip(cells, wide[1:], strict=True)]
         print(f"{label:<{wide[0]}}" + "".join(row))

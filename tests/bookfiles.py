@@ -3,13 +3,17 @@
 import ast
 import json
 import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
+from nbval.plugin import comment_markers, find_metadata_tags
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+from execute import KEEP  # noqa: E402
 
 Cell = dict
 Notebook = dict
@@ -28,6 +32,8 @@ SKELETON = [
 NO_SCALE = {"05_masks"}  # a mask has no size of its own
 SIZE_LIMIT = 600_000  # bytes: about a dozen figures
 LINE_LIMIT = 88
+# The only tags a cell may wear: nbval knows more, and others hide what a cell does.
+TAGS = {"nbval-ignore-output", "raises-exception", "training"}
 
 DIRECTIVE = re.compile(r"#\s*\|\s*([a-z_-]+)[ :]*(.*)")
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *$", re.MULTILINE)
@@ -88,7 +94,7 @@ def tags(cell: Cell) -> list[str]:
 
 def ignores_output(cell: Cell) -> bool:
     """Say whether nbval leaves this cell's output uncompared."""
-    return "nbval-ignore-output" in tags(cell) or "NBVAL_IGNORE_OUTPUT" in source(cell)
+    return ("check", False) in find_metadata_tags(cell["metadata"])
 
 
 def output_texts(cell: Cell) -> Iterator[str]:
@@ -168,8 +174,19 @@ def ignore_faults(notebook: Notebook) -> list[str]:
     for number, cell in enumerate(code_cells(notebook), start=1):
         if ignores_output(cell) and not asserts(cell):
             faults.append(f"code cell {number} ignores its output and asserts nothing")
-        if "nbval-skip" in tags(cell) or "NBVAL_SKIP" in source(cell):
-            faults.append(f"code cell {number} is skipped by the tests")
+    return faults
+
+
+def tag_faults(notebook: Notebook) -> list[str]:
+    """Tags are TAGS and no comment speaks to nbval: no cell is skipped or hidden."""
+    faults = []
+    for number, cell in enumerate(notebook["cells"], start=1):
+        if other := set(tags(cell)) - TAGS:
+            faults.append(f"cell {number} has the tags {sorted(other)}")
+        lines = [line.strip() for line in source(cell).splitlines()]
+        said = {line.lstrip("#").strip() for line in lines if line.startswith("#")}
+        if found := said & set(comment_markers):
+            faults.append(f"cell {number} has the comment {sorted(found)}")
     return faults
 
 
@@ -178,8 +195,23 @@ ASSERT = re.compile(r"^\s*(assert\b|kit\.check\(|\w+\.testing\.assert_)", re.MUL
 
 
 def asserts(cell: Cell) -> bool:
-    """Say whether a code cell asserts anything."""
-    return ASSERT.search(source(cell)) is not None
+    """Say whether a code cell asserts anything that could fail."""
+    found = ASSERT.search(source(cell)) is not None
+    return found and not vacuous(source(cell))
+
+
+def vacuous(code: str) -> list[str]:
+    """Return the asserts of literals alone, such as ``assert True``."""
+    free = ast.Name | ast.Call | ast.Await  # what a run could change
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Assert)
+        and (
+            isinstance(node.test, ast.Tuple)  # assert (x, "message")
+            or not any(isinstance(part, free) for part in ast.walk(node.test))
+        )
+    ]
 
 
 def metadata_faults(notebook: Notebook) -> list[str]:
@@ -191,7 +223,7 @@ def metadata_faults(notebook: Notebook) -> list[str]:
     if extra := set(metadata) - {"kernelspec", "language_info", "jupytext"}:
         faults.append(f"the notebook's metadata has {sorted(extra)}")
     for number, cell in enumerate(notebook["cells"], start=1):
-        if extra := set(cell["metadata"]) - {"tags", "editable", "slideshow"}:
+        if extra := set(cell["metadata"]) - KEEP:
             faults.append(f"cell {number}: the metadata has {sorted(extra)}")
         if "id" not in cell:
             faults.append(f"cell {number} has no id")
@@ -202,12 +234,14 @@ def metadata_faults(notebook: Notebook) -> list[str]:
 
 
 def code_faults(notebook: Notebook) -> list[str]:
-    """Code fits the page, parses, and exports imports in cells of their own."""
+    """Code fits the page, asserts in earnest, exports imports in cells of their own."""
     faults = []
     for number, cell in enumerate(code_cells(notebook), start=1):
         for line in source(cell).splitlines():
             if len(line) > LINE_LIMIT and not DIRECTIVE.match(line):
                 faults.append(f"code cell {number} has a line of {len(line)}: {line}")
+        for line in vacuous(source(cell)):
+            faults.append(f"code cell {number} asserts nothing: {line}")
         if "export" not in directives(cell):
             continue
         body = ast.parse(source(cell)).body

@@ -74,6 +74,17 @@ def test_a_cached_step_must_bring_its_mask():
         attention(key, key, key, torch.ones(5, 5, dtype=torch.bool), causal=True)
 
 
+def test_a_mask_of_numbers_is_refused():
+    """PyTorch would add ones and zeros to the scores, and say nothing."""
+    query = torch.randn(1, 1, 5, 4)
+    for dtype in (torch.float32, torch.int64):
+        mask = torch.ones(5, 5, dtype=dtype).tril()
+        with pytest.raises(TypeError, match=f"mask must be boolean.*got {dtype}"):
+            attention(query, query, query, mask)
+        with pytest.raises(TypeError, match=f"mask must be boolean.*got {dtype}"):
+            attention_weights(query, query, mask)
+
+
 def test_dropout_silences_weights():
     query, key = torch.randn(2, 1, 1, 8, 4)
     value = torch.ones(1, 1, 8, 4)

@@ -1,5 +1,7 @@
 """The block and the stack against PyTorch, Hugging Face and plain formulas."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -238,10 +240,18 @@ def test_compiles_in_one_graph():
 # ------------------------------------------------------------- configuration
 
 
-def test_config_fills_in_what_is_not_given():
-    config = BlockConfig(**SHAPE)
-    assert (config.d_ff, config.n_kv_heads) == (64, 4)
-    assert BlockConfig(**SHAPE, d_ff=10, n_kv_heads=1).d_ff == 10
+def sizes(config):
+    block = Block(config)
+    return block.feed_forward.up.out_features, block.attention.n_kv_heads
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_what_is_not_given_follows_from_the_rest(activation):
+    config = BlockConfig(**SHAPE, activation=activation)
+    assert sizes(config) == (64, 4)
+    assert sizes(replace(config, d_model=32, n_heads=8)) == (128, 8)
+    given = replace(config, d_ff=10, n_kv_heads=2)
+    assert sizes(given) == sizes(replace(given, d_model=32, n_heads=8)) == (10, 2)
     with pytest.raises(AttributeError):
         config.d_model = 3
 
@@ -259,9 +269,9 @@ def test_norms():
         ({"n_heads": 3}, "d_model must be divisible by n_heads, got 16 and 3"),
         ({"n_kv_heads": 3}, "n_heads must be divisible by n_kv_heads, got 4 and 3"),
         ({"n_heads": 0}, "n_heads must be at least 1, got 0"),
-        ({"n_kv_heads": -1}, "n_kv_heads must be at least 1, got -1"),
+        ({"n_kv_heads": -1}, "n_kv_heads must be at least 0, got -1"),
         ({"d_model": 0}, "d_model must be at least 1, got 0"),
-        ({"d_ff": -4}, "d_ff must be at least 1, got -4"),
+        ({"d_ff": -4}, "d_ff must be at least 0, got -4"),
         ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"order": "sandwich"}, r"order must be one of \('post', 'pre', 'parallel'\)"),

@@ -4,6 +4,7 @@ import copy
 
 import bookfiles as book
 import pytest
+from nbval.plugin import comment_markers
 
 TITLES = "\n".join(f"## {section}" for section in book.SKELETON)
 
@@ -69,6 +70,12 @@ def timed():
     return bad
 
 
+def slides():
+    bad = notebook(code("1"))
+    bad["cells"][0]["metadata"]["slideshow"] = {}
+    return bad
+
+
 GOOD = notebook(
     prose("# Title\n\n" + TITLES + "\n```\n#### not a heading\n```"),
     code("#| export\nimport torch\nfrom einops import rearrange"),
@@ -97,9 +104,23 @@ BAD = {
         book.ignore_faults,
         notebook(code("f()  # assert", tags=["nbval-ignore-output"])),
     ),
-    "skipped": (book.ignore_faults, notebook(code("assert 1", tags=["nbval-skip"]))),
+    "asserts a literal": (
+        book.ignore_faults,
+        notebook(code("assert True\nf()", tags=["nbval-ignore-output"])),
+    ),
+    "skipped": (book.tag_faults, notebook(code("assert 1", tags=["nbval-skip"]))),
+    "old tag": (
+        book.tag_faults,
+        notebook(code("f()", tags=["pytest-validate-ignore-output"])),
+    ),
+    "old comment": (
+        book.tag_faults,
+        notebook(code("f()\n    ## PYTEST_VALIDATE_IGNORE_OUTPUT")),
+    ),
+    "hidden": (book.tag_faults, notebook(code("f()", tags=["remove-output"]))),
     "kernel": (book.metadata_faults, strange_kernel()),
     "timing": (book.metadata_faults, timed()),
+    "slides": (book.metadata_faults, slides()),
     "same id": (book.metadata_faults, notebook(code("1"), code("1"))),
     "long line": (book.code_faults, notebook(code("x = 1" + " + 1" * 30))),
     "mixed": (book.code_faults, notebook(code("#| export\nimport a\nx = 1"))),
@@ -115,6 +136,30 @@ def test_bad(name):
     rule, bad = BAD[name]
     assert rule(bad)
     assert not rule(GOOD)
+
+
+@pytest.mark.parametrize("name", comment_markers)
+def test_every_word_to_nbval_is_banned(name):
+    tag = name.lower().replace("_", "-")
+    allowed = tag == "nbval-ignore-output"
+    assert bool(book.tag_faults(notebook(code("f()", tags=[tag])))) is not allowed
+    assert book.tag_faults(notebook(code(f"f()\n# {name}")))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("assert True", 1),
+        ("if f():\n    assert 1 + 1 == 2, x", 1),
+        ("assert not ''", 1),
+        ("assert (f() < 2, 'too high')", 1),
+        ("assert f() < 2", 0),
+        ("assert loss\nassert all(x)", 0),
+    ],
+)
+def test_vacuous(text, told):
+    assert len(book.vacuous(text)) == told
+    assert len(book.code_faults(notebook(code(text)))) == told
 
 
 def three(*last):

@@ -75,6 +75,9 @@ def test_edited_module_is_found(copy):
     done = export(copy, "--check")
     assert done.returncode == 1
     assert module.name in done.stdout
+    told = f"wrote transformer/{module.name}, which differed from its notebook"
+    assert told in export(copy).stdout, "mended in silence"
+    assert export(copy).stdout == ""
 
 
 def test_stale_module_is_found(copy):

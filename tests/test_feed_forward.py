@@ -1,5 +1,7 @@
 """The feed-forward networks against GPT-2's and Llama's own, and a loop."""
 
+import pickle
+
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
@@ -53,6 +55,13 @@ def test_gelu_and_its_tanh_form_are_two_functions():
     torch.testing.assert_close(ACTIVATIONS["gelu"](x), exact, atol=1e-10, rtol=0)
     torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-10, rtol=0)
     assert (exact - tanh).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_networks_can_be_pickled(name):
+    """As ``torch.save(model)`` and every program with several processes do."""
+    net, x = FeedForward(2, 4, name), torch.randn(3, 2)
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
 
 
 def test_no_bias_and_no_such_activation():

@@ -4,12 +4,14 @@ Logits against Hugging Face's GPT-2 are in test_parity_gpt2.py.
 """
 
 import io
+import pickle
 import re
 
 import pytest
 import torch
 from torch import nn
 
+from transformer.feed_forward import ACTIVATIONS
 from transformer.gpt import GPT, GPTConfig, generate, shift
 
 SIZE = {"vocab_size": 11, "max_len": 8, "d_model": 8, "n_heads": 2, "n_layers": 2}
@@ -40,7 +42,7 @@ def pytorch_layers(model):
     layers = []
     for block in model.stack.blocks:
         layer = nn.TransformerEncoderLayer(
-            c.d_model, c.n_heads, c.d_ff, dropout=0.0, activation="relu",
+            c.d_model, c.n_heads, 4 * c.d_model, dropout=0.0, activation="relu",
             batch_first=True, norm_first=c.order == "pre",
         ).eval()  # fmt: skip
         ours = {k: v.detach() for k, v in block.named_parameters()}
@@ -150,6 +152,56 @@ def test_saved_weights_give_the_same_logits():
     assert other.head.weight is other.embedding.weight
 
 
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "swiglu"])
+def test_pickled_whole_it_gives_the_same_logits(activation):
+    model, ids = tiny(activation=activation), torch.randint(11, (2, 8))
+    other = pickle.loads(pickle.dumps(model))
+    assert torch.equal(other(ids), model(ids))
+    assert other.head.weight is other.embedding.weight
+
+
+def test_a_tied_model_refuses_two_tables():
+    untied, tied = tiny(tied=False), tiny()
+    before = tied.embedding.weight.clone()
+    with pytest.raises(ValueError, match=r"embedding\.weight and head\.weight differ"):
+        tied.load_state_dict(untied.state_dict())
+    assert torch.equal(tied.embedding.weight, before)
+    untied.load_state_dict(tiny(tied=False).state_dict())
+    assert not torch.equal(untied.embedding.weight, untied.head.weight)
+
+
+@pytest.mark.parametrize("way", ["assign", "meta", "to_empty"])
+def test_loading_leaves_a_tied_model_tied(way):
+    model, ids = tiny(), torch.randint(11, (2, 8))
+    with torch.device("cpu" if way == "assign" else "meta"):
+        other = GPT(model.config).eval()
+    if way == "to_empty":
+        other = other.to_empty(device="cpu")
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    other.load_state_dict(state, assign=way != "to_empty")
+    assert other.head.weight is other.embedding.weight
+    assert sum(p.numel() for p in other.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
+    assert torch.equal(other(ids), model(ids))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("kind", ["autocast", "bfloat16", "float64"])
+def test_runs_in_other_types(kind, positions):
+    model, ids = tiny(positions=positions, d_ff=24).float(), torch.randint(11, (2, 8))
+    expected = model(ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        if kind != "autocast":
+            model.to(getattr(torch, kind))
+        logits = model(ids)
+        written = generate(model, ids, 3, temperature=0.7)
+    near = 1e-4 if kind == "float64" else 0.1 * expected.abs().max().item()
+    torch.testing.assert_close(logits.float(), expected, atol=near, rtol=0)
+    assert logits.dtype == (torch.float64 if kind == "float64" else torch.bfloat16)
+    assert written.shape == (2, 11)
+
+
 # ------------------------------------------------------------- targets and writing
 
 
@@ -207,8 +259,16 @@ def test_writing_is_without_dropout_and_leaves_the_mode_alone():
     with pytest.raises(ValueError, match="temperature"):
         generate(model, ids, 4, temperature=-1)
     assert model.training
-    assert not generate(model.eval(), ids, 1).requires_grad
+    generate(model.eval(), ids, 1)
     assert not model.training
+
+
+def test_writing_keeps_nothing_for_a_gradient():
+    model, ids, kept = tiny(), torch.randint(11, (1, 4)), []
+    model.register_forward_hook(lambda *seen: kept.append(seen[-1].requires_grad))
+    assert model(ids).requires_grad
+    generate(model, ids, 2)
+    assert kept == [True, False, False]
 
 
 def test_writing_nothing_gives_the_prompt():
@@ -238,7 +298,15 @@ def test_config_refuses(change, message):
         GPTConfig(**(SIZE | change))
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_odd_widths_have_no_pairs(positions):
+    config = GPTConfig(**(SIZE | {"d_model": 9, "n_heads": 3}), positions=positions)
+    with pytest.raises(ValueError, match=r"must be even for .* pairs, got \d"):
+        GPT(config)
+
+
 IDS = torch.zeros(2, 4, dtype=torch.int64)
+LATER = torch.tensor([[11] + [0] * 8])  # nine ids, the first outside the vocabulary
 
 
 @pytest.mark.parametrize(
@@ -264,11 +332,25 @@ def test_model_refuses(ids, mask, error, message):
         (IDS[:, :0], ValueError, "at least one token a prompt, got (2, 0)"),
         (IDS[0], ValueError, "ids must have shape (B, T)"),
         (IDS + 11, IndexError, "ids must lie in [0, 11), got 11"),
+        # beyond what the model will read
+        (LATER, IndexError, "ids must lie in [0, 11), got 11"),
     ],
 )
 def test_generate_refuses(ids, error, message):
     with pytest.raises(error, match=re.escape(message)):
         generate(tiny(), ids, 3)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
+def test_generate_refuses_a_temperature(temperature, n):
+    with pytest.raises(ValueError, match="temperature must be finite and at least 0"):
+        generate(tiny(), IDS, n, temperature)
+
+
+def test_generate_refuses_to_take_words_away():
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 0, got -1"):
+        generate(tiny(), IDS, -1)
 
 
 @pytest.mark.parametrize("ids", [IDS[0], IDS[:, :1]])

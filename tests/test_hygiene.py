@@ -13,6 +13,7 @@ RULES = [
     book.figure_faults,
     book.output_faults,
     book.ignore_faults,
+    book.tag_faults,
     book.metadata_faults,
     book.code_faults,
     book.heading_faults,

@@ -231,7 +231,15 @@ def test_bad_masks(method, causal):
         call(x, mask=REAL, causal=causal)
 
 
-def test_causal_needs_as_many_keys():
+def test_causal_with_fewer_queries_asks_from_the_end(close):
+    layer, x = MultiHeadAttention(8, 2), torch.randn(2, 5, 8)
+    for n in (1, 3, 5):
+        close(layer(x[:, -n:], x, causal=True), layer(x, causal=True)[:, -n:])
+        maps = layer.weights(x, causal=True)[:, :, -n:]
+        close(layer.weights(x[:, -n:], x, causal=True), maps)
+
+
+def test_causal_needs_no_fewer_keys():
     layer = MultiHeadAttention(8, 2)
-    with pytest.raises(ValueError, match="5 queries, 3 keys"):
+    with pytest.raises(ValueError, match="got 3 keys, 5 queries"):
         layer(torch.zeros(2, 5, 8), torch.zeros(2, 3, 8), causal=True)

@@ -12,9 +12,13 @@ import sys
 import bookfiles as book
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbformat import v4
+
+sys.path.insert(0, str(book.ROOT / "notebooks"))
+import bookkit as kit
 
 spec = importlib.util.spec_from_file_location(
     "pictures", book.ROOT / "notebooks/conftest.py"
@@ -98,6 +102,43 @@ def test_another_matrix():
     assert "pixels differ" in pictures.picture_difference(same, other)
 
 
+def drawn(matrix):
+    """A drawn matrix: its picture, as a notebook stores it, and its caption."""
+    with plt.rc_context(kit.STYLE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plt, "show", lambda: None)
+        kit.draw(matrix, names=["S"])
+        file = io.BytesIO()
+        plt.savefig(file, format="png", bbox_inches="tight")
+        caption = kit.caption(plt.gcf())
+        plt.close()
+    return base64.b64encode(file.getvalue()).decode(), caption
+
+
+@pytest.mark.parametrize("digit", [1, 3, 6])
+def test_another_digit(digit):
+    """Of an 8 become a 6 the pixels may tell nothing; the caption always does."""
+    numbers = torch.linspace(-1, 1, 25, dtype=torch.float64).reshape(5, 5)
+    other = numbers.clone()
+    numbers[2, 3], other[2, 3] = 0.48, 0.40 + digit / 100
+    (before, old), (after, new) = drawn(numbers), drawn(other)
+    assert drawn(numbers)[1] == old
+    assert old != new
+    assert old.split("texts")[0] == new.split("texts")[0]
+    assert digit == 6 or pictures.picture_difference(before, after)
+
+
+def test_caption_reads_every_word():
+    figure, axes = plt.subplots(layout="constrained")
+    axes.set_title("loss  of\nthe model")
+    said = kit.caption(figure)
+    assert said.startswith("<Figure size 640x480 with 1 Axes, texts ")
+    axes.set_title("loss of the model")
+    assert kit.caption(figure) == said, "blanks count"
+    axes.set_ylim(0, 2)  # nobody wrote these labels
+    assert kit.caption(figure) != said
+    plt.close(figure)
+
+
 def test_another_size():
     told = pictures.picture_difference(png(curve), png(curve, width=6))
     assert told == "stored 640 x 480, new 600 x 480"
@@ -105,15 +146,18 @@ def test_another_size():
 
 # --------------------------------------------------- the whole way, in a folder apart
 
-DRAW = "#| alt: A falling curve\nfigure = plt.plot([3, HEIGHT])"
+MATRIX = "#| alt: A matrix\nkit.draw(torch.tensor([[0.25, 0.48]]))"
+DRAW = "#| alt: A falling curve\nplt.ylim(0, 4)\nfigure = plt.plot([3, HEIGHT])"
 CELLS = {
-    "import": "from matplotlib import pyplot as plt\nimport random, time",
+    "import": "from matplotlib import pyplot as plt\nimport random, time, torch\n"
+    "import bookkit as kit\nkit.setup()",
     "history": "6 * 7",
     "count": "Out[2], 'hidden'[0];",
     "text": "print('loss', 2)",
     "address": "print(object())",
     "sample": "assert True\nprint(random.random())",
     "draw": DRAW.replace("HEIGHT", "1"),
+    "matrix": MATRIX,
 }
 
 
@@ -124,16 +168,17 @@ def executed(tmp_path_factory):
     for name, text in CELLS.items():
         meta = {"tags": ["nbval-ignore-output"]} if name == "sample" else {}
         notebook.cells.append(v4.new_code_cell(text, metadata=meta))
-    NotebookClient(notebook, kernel_name="python3").execute()
+    (folder / "notebooks").mkdir()
+    for name in ("conftest.py", "sanitize.cfg", "bookkit.py", "bookdraw.py"):
+        shutil.copy(book.ROOT / "notebooks" / name, folder / "notebooks")
+    here = {"metadata": {"path": str(folder / "notebooks")}}
+    NotebookClient(notebook, kernel_name="python3", resources=here).execute()
     return folder, notebook
 
 
 def nbval(executed, edit):
     """Run nbval over the notebook after an edit of its stored JSON."""
     folder, notebook = executed
-    (folder / "notebooks").mkdir(exist_ok=True)
-    for name in ("conftest.py", "sanitize.cfg"):
-        shutil.copy(book.ROOT / "notebooks" / name, folder / "notebooks")
     stored = json.loads(json.dumps(notebook))
     edit(dict(zip(CELLS, stored["cells"], strict=True)))
     file = folder / "notebooks" / "toy.ipynb"
@@ -153,7 +198,7 @@ def test_nbval_passes_and_lists_what_it_ignored(executed):
     code, said = nbval(executed, lambda cells: None)
     assert code == 0, said
     assert "toy.ipynb: cell 5: assert True" in said
-    assert said.strip().splitlines()[-1].startswith("7 passed")
+    assert said.strip().splitlines()[-1].startswith("8 passed")
 
 
 @pytest.mark.slow
@@ -161,9 +206,24 @@ def test_nbval_sees_what_changed(executed):
     def edit(cells):
         cells["draw"]["source"] = DRAW.replace("HEIGHT", "2")
         cells["text"]["source"] = "print('loss', 3)"
+        cells["matrix"]["source"] = MATRIX.replace("0.48", "0.46")
 
     code, said = nbval(executed, edit)
     assert code == 1
-    assert "2 failed, 5 passed" in said, said
+    assert "3 failed, 5 passed" in said, said
     assert "picture 0 is another picture" in said
     assert (executed[0] / "_build/pictures/toy-cell6-0-new.png").exists()
+
+
+def test_list_of_what_is_let_pass(tmp_path):
+    """Whatever makes nbval ignore an output puts the cell on the list."""
+    cells = [
+        v4.new_code_cell("#| hide\na()", metadata={"tags": ["nbval-ignore-output"]}),
+        v4.new_code_cell("b()\n    ## NBVAL_IGNORE_OUTPUT"),
+        v4.new_code_cell("# PYTEST_VALIDATE_IGNORE_OUTPUT\nc()"),
+        v4.new_code_cell("d('NBVAL_IGNORE_OUTPUT')", metadata={"tags": ["training"]}),
+    ]
+    notebook = v4.new_notebook(cells=cells)
+    (tmp_path / "toy.ipynb").write_text(json.dumps(notebook))
+    lines = pictures.ignored_cells(tmp_path)
+    assert [line.split(": ")[-1] for line in lines] == ["a()", "b()", "c()"]

@@ -42,21 +42,42 @@ def test_cross_entropy_is_the_formula_and_leaves_filling_out():
     )
 
 
+@pytest.mark.parametrize("ignore", [-100, 3])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_chunked_loss_and_gradients(chunk):
+def test_chunked_loss_and_gradients(chunk, ignore):
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     weight = torch.randn(11, 8, dtype=torch.float64)
     targets = torch.randint(11, (3, 5))
+    targets[0, :4] = ignore  # with chunks of four, one has nothing to add
     results = []
     for form in (
-        lambda x, w: F.cross_entropy((x @ w.T).flatten(0, 1), targets.flatten()),
-        lambda x, w: chunked_cross_entropy(x, w, targets, chunk),
+        lambda x, w: F.cross_entropy(
+            (x @ w.T).flatten(0, 1), targets.flatten(), ignore_index=ignore
+        ),
+        lambda x, w: chunked_cross_entropy(x, w, targets, chunk, ignore),
     ):
         leaves = [t.clone().requires_grad_() for t in (x, weight)]
         value = form(*leaves)
         value.backward()
         results.append([value.detach(), *(t.grad for t in leaves)])
     torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=1e-10)
+
+
+def test_one_row_without_leading_axes():
+    x, weight, target = torch.randn(8), torch.randn(11, 8), torch.tensor(3)
+    expected = -(weight @ x).log_softmax(dim=-1)[3]
+    torch.testing.assert_close(cross_entropy(weight @ x, target), expected)
+    torch.testing.assert_close(chunked_cross_entropy(x, weight, target), expected)
+    assert sample(weight @ x).shape == sample(weight @ x, temperature=0).shape == ()
+
+
+def test_nothing_is_lost_adding_up_half_precision():
+    x, weight = torch.randn(4096, 8).bfloat16(), torch.randn(11, 8).bfloat16()
+    targets = torch.randint(11, (4096,))
+    got = chunked_cross_entropy(x, weight, targets, chunk=16)
+    assert got.dtype == torch.float32
+    expected = cross_entropy((x @ weight.T).float(), targets)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_sampling_follows_the_tempered_softmax():
@@ -77,5 +98,11 @@ def test_sampling_edges():
     assert torch.equal(
         first, sample(logits, generator=torch.Generator().manual_seed(3))
     )
-    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
-        sample(logits, -1)
+    for tiny in (1e-40, 1e-300):
+        assert torch.equal(sample(100 * logits, tiny), logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("temperature", [-1, float("nan"), float("inf")])
+def test_sampling_refuses_a_temperature(temperature):
+    with pytest.raises(ValueError, match=f"finite and at least 0, got {temperature}"):
+        sample(torch.randn(2, 5), temperature)

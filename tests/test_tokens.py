@@ -344,3 +344,45 @@ def test_files_that_are_none_of_ours(tmp_path, small):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"bpe\.json is not a saved Tokenizer"):
             Tokenizer.load(file)
+
+
+GOOD = {"kind": "Tokenizer", "merges": [[0, 1]], "special": ["<end>"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"merges": [[999, 1]]},
+        {"merges": [[0, -1]]},
+        {"merges": 5},
+        {"merges": [5]},
+        {"merges": [["a", "b"]]},
+        {"merges": [[0, 1, 2]]},
+        {"merges": [[0.5, 1]]},
+        {"merges": {"0": 1}},
+        {"special": [1]},
+        {"special": [["a"]]},
+        {"special": ["\ud800"]},
+        {"special": "abc"},
+        {"special": None},
+        {"kind": "BPE"},
+    ],
+    ids=str,
+)
+def test_files_with_other_content(tmp_path, change):
+    file = tmp_path / "bpe.json"
+    file.write_text(json.dumps(GOOD))
+    assert Tokenizer.load(file).merges == [(0, 1)]
+    file.write_text(json.dumps(GOOD | change))
+    with pytest.raises(ValueError, match=r"bpe\.json is not a saved Tokenizer"):
+        Tokenizer.load(file)
+
+
+@pytest.mark.parametrize(
+    "characters", [["ab"], ["ab", 3], [3, 4], [["a"]], [""], "ab", 5, None], ids=str
+)
+def test_files_without_characters(tmp_path, characters):
+    file = tmp_path / "chars.json"
+    file.write_text(json.dumps({"kind": "CharTokenizer", "characters": characters}))
+    with pytest.raises(ValueError, match=r"chars\.json is not a saved CharTokenizer"):
+        CharTokenizer.load(file)

@@ -286,12 +286,12 @@ def export(root: Path, check: bool) -> int:
     for path, text in files.items():
         if not path.exists() or path.read_bytes() != text.encode():
             wrong += 1
-            print(
-                "differs from its notebook:" if check else "wrote",
-                path.relative_to(root),
-            )
-            if not check:
+            name, there = path.relative_to(root), path.exists()
+            if check:
+                print(f"differs from its notebook: {name}")
+            else:
                 write(path, text)
+                print(f"wrote {name}" + ", which differed from its notebook" * there)
     for path in sorted((root / "transformer").glob("*.py")):
         if path in files:
             continue

@@ -4,9 +4,11 @@ What is allowed:
 
 - code, mathematics, links, labels, directive options, comments (see NOT_PROSE);
 - but in mathematics no dimension is given its number: not ``$T = 5$`` (DIMENSION);
-- numbers that count nothing of the model (see ALLOWED): years, numbers of sections
-  and figures, list markers, names with a digit (GPT-2, 2-D, UTF-8), versions, the
-  minutes of an exercise, and 0 and 1;
+- and no formula or code span is a bare number: not ``$64$``, ``$\\approx 1.7$`` or
+  `` `12` `` (LONE);
+- numbers that count nothing of the model (see ALLOWED): years ("in 2017", "the 2017
+  paper"), numbers of sections and figures, list markers, names with a digit (GPT-2,
+  2-D, UTF-8), versions of software, the minutes of an exercise, and 0 and 1;
 - any number in a sentence with a citation, since it is another's fact;
 - any number on a line with the comment ``<!-- fact -->``.
 
@@ -45,21 +47,41 @@ NOT_PROSE = re.compile(
     """,
     MULTI,
 )
+# A formula or a code span that is a number, with or without a relation before it.
+LONE = re.compile(
+    r"""
+    (?P<mark>\$\$?|`+)\s*
+    (?:(?:\\(?:approx|sim(?:eq)?|pm|times|[lg](?:eq?|t|l|g)?|neq?|to)|[=<>~≈≤≥≠±×])\s*)?
+    (?P<number>[-+−–]?\d[\d.,_]*(?:\{,\}\d+|\\,\d+)*(?:e[-+]?\d+)?
+      (?:\s*\\(?:times|cdot)\s*10\^\{?[-−]?\d+\}?)?)
+    \s*\\?%?\s*(?P=mark)
+    """,
+    re.VERBOSE,
+)
+FREE = re.compile(r"[-+−–]?[01](\.0*)?")  # 0 and 1 count nothing
 DIMENSION = re.compile(
     r"(?<![A-Za-z\\_{])([BTSDHKFVL]|[dn]_\{?\w+\}?)\s*=\s*\d+(?=[\d.,{}]*\s*([$,;.)]|\\[q\\]))"
 )
 NAMES = (
-    "chapters?|sections?|§|parts?|figures?|tables?|equations?|exercises?|pages?|steps?"
-    "|stages?|versions?|Python|PyTorch|Book|BY"
+    "chapters?|sections?|§|parts?|figures?|tables?|equations?|exercises?|pages?|stages?"
+    "|versions?|Python|PyTorch|Book|BY"
 )
 NUMBER = r"\d+(\.\d+)*"
+# What a book on models counts: before these a number is no year.
+COUNTED = (
+    r"(\w+\s)?(batch|bit|block|byte|cell|character|column|dimension|entr|example|feature"
+    "|head|id|input|layer|letter|line|merge|number|output|pair|parameter|piece|play"
+    "|position|quer|row|sample|score|sentence|sequence|step|time|token|unit|value"
+    "|vector|weight|word)(s|y|ies|es)?"
+)
 ALLOWED = re.compile(
     rf"""
       ^\s*(>\s*)*\d+[.)]\s                          # list marker
     | ^\#+\s+\d+(\.\d+)*[.:]?\s                     # heading's own number
     | \b(?i:{NAMES})\s{NUMBER}((\s?[-–,]\s?|\s(to|and|or)\s){NUMBER})*  # chapter 3
-    | \b(1[6-9]|20)\d\ds?\b(?!\s+(?:\w+\s)?(?:token|merge|parameter|step|word|line))
-    | \b[A-Za-z][\w.]*(-[A-Za-z]*)?\d[\w.]*         # GPT-2, float32, UTF-8
+    | \b(?i:in|since|by|of|the)\s(1[6-9]|20)\d\ds?\b(?![.,]\d|\s+of\b|[\s-]+{COUNTED}\b)
+    | \b(1[6-9]|20)\d\d(?=\s(?:model|paper)s?\b)          # years: these two lines
+    | \b(?!v\d)[A-Za-z][\w.]*(-[A-Za-z]*)?\d[\w.]*         # GPT-2, float32, UTF-8
     | \b\d+-?(D|bit|d)\b|\b\d+\ bits\b              # 2-D, 16-bit, 32 bits
     | \b\d+([-–]\d+|\sto\s\d+)?[\s-]min(ute)?s?\b   # minutes of an exercise
     | (?<![\d.,])[-−–]?[01](?![\d]|[.,]\d)          # 0, 1 and -1
@@ -89,6 +111,10 @@ def numerals(text: str) -> Iterator[tuple[int, str, str]]:
     lines = text.splitlines()
     prose = ALLOWED.sub(blank, NOT_PROSE.sub(blank, text))
     found = [(m.start(), m[0]) for m in NUMERAL.finditer(prose)]
+    for span in NOT_PROSE.finditer(text):
+        lone = LONE.fullmatch(span[0])
+        if lone and not FREE.fullmatch(lone["number"]):
+            found.append((span.start(), lone["number"]))
     for math in MATH.finditer(text):
         inside = DIMENSION.finditer(math[0])
         found += [(math.start() + m.start(), m[0]) for m in inside]

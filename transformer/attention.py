@@ -13,13 +13,20 @@ from torch.nn import functional as F
 __all__ = ["attention", "attention_weights"]
 
 
+def _refuse_numbers(mask: Tensor | None) -> None:
+    """Raise TypeError unless the mask is boolean: the kernel would add numbers."""
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean, True = may attend, got {mask.dtype}")
+
+
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(K)), written out (Vaswani et al. 2017, equation 1).
 
     query ``(..., T, K)``, key ``(..., S, K)``, mask boolean and broadcastable to
     ``(..., T, S)``, True = may attend -> weights ``(..., T, S)``. A row that may attend
-    to nothing gets zeros.
+    to nothing gets zeros. Raises TypeError for a mask of another type.
     """
+    _refuse_numbers(mask)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
     if mask is None:
         return scores.softmax(dim=-1)
@@ -38,10 +45,12 @@ def attention(
     """The weighted mean of the values, ``attention_weights(query, key, mask) @ value``.
 
     query ``(..., T, K)``, key and value ``(..., S, K)`` -> ``(..., T, K)``.
-    The fused kernel never stores the ``(T, S)`` weights. ``causal`` hides later
-    positions without building a mask; it needs T == S and no ``mask``. Raises
-    ValueError when ``causal`` comes with a mask or with T != S.
+    The fused kernel need not store the ``(T, S)`` weights, dropout aside. ``causal``
+    hides later positions without building a mask; it needs T == S and no ``mask``.
+    Raises TypeError for a mask that isn't boolean, ValueError when ``causal`` comes
+    with a mask or with T != S.
     """
+    _refuse_numbers(mask)
     if causal and (mask is not None or query.shape[-2] != key.shape[-2]):
         raise ValueError(
             "causal=True needs as many queries as keys and no mask, got "

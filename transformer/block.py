@@ -25,8 +25,9 @@ class BlockConfig:
     reads (GPT-2), "parallel" feeds attention and feed-forward the same normed rows
     (Chowdhery et al. 2022, section 2). ``activation``: "relu", "gelu", "gelu_tanh",
     "silu", or "swiglu" for the gated network. ``norm``: "layer" or "rms". ``d_ff`` is
-    4 d_model and ``n_kv_heads`` is n_heads where not given. ``bias``: in the linear
-    layers and layer norms. Raises ValueError, naming the field.
+    4 d_model and ``n_kv_heads`` is n_heads where it is 0. ``bias``: in the linear
+    layers (the gated network has none) and layer norms. Raises ValueError, naming the
+    field.
     """
 
     d_model: int
@@ -41,17 +42,16 @@ class BlockConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        """Fill in what depends on other fields, and refuse what can't be built."""
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
-        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        """Refuse what can't be built."""
         check_dropout(self.dropout)
-        for name in ("d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads"):
-            if getattr(self, name) < 1:
+        least = {"d_model": 1, "n_heads": 1, "n_layers": 1, "d_ff": 0, "n_kv_heads": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
                 raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
+                    f"{name} must be at least {low}, got {getattr(self, name)}"
                 )
         for whole, part in (("d_model", "n_heads"), ("n_heads", "n_kv_heads")):
-            if getattr(self, whole) % getattr(self, part):
+            if getattr(self, part) and getattr(self, whole) % getattr(self, part):
                 raise ValueError(
                     f"{whole} must be divisible by {part}, "
                     f"got {getattr(self, whole)} and {getattr(self, part)}"
@@ -85,13 +85,14 @@ class Block(nn.Module):
         super().__init__()
         c = config
         self.d_model, self.order = c.d_model, c.order
+        n_kv_heads, d_ff = c.n_kv_heads or c.n_heads, c.d_ff or 4 * c.d_model
         self.attention = MultiHeadAttention(
-            c.d_model, c.n_heads, c.n_kv_heads, c.bias, c.dropout, rotary
+            c.d_model, c.n_heads, n_kv_heads, c.bias, c.dropout, rotary
         )
         self.feed_forward = (
-            GatedFeedForward(c.d_model, c.d_ff)
+            GatedFeedForward(c.d_model, d_ff)
             if c.activation == "swiglu"
-            else FeedForward(c.d_model, c.d_ff, c.activation, c.bias)
+            else FeedForward(c.d_model, d_ff, c.activation, c.bias)
         )
         self.norm_1 = make_norm(c)
         self.norm_2 = make_norm(c) if c.order != "parallel" else None

@@ -5,7 +5,9 @@ Made from notebooks/12_gpt.ipynb by tools/export.py: edit the notebook.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from transformer.block import BlockConfig, Stack
 from transformer.dropout import Dropout
 from transformer.embeddings import TokenEmbedding, check_ids
 from transformer.masks import padding_mask
-from transformer.output_head import OutputHead, sample
+from transformer.output_head import OutputHead, check_temperature, sample
 from transformer.positions import LearnedPositions, Rotary, SinusoidalPositions
 
 __all__ = ["GPT", "GPTConfig", "generate", "shift"]
@@ -27,7 +29,8 @@ class GPTConfig(BlockConfig):
     Beside the choices of a block: ``vocab_size`` V; ``max_len``, the most positions
     read at once; ``positions`` "learned", "sinusoidal", "rotary" or "none". ``tied``
     shares one table between embedding and head. ``scale_embeddings`` multiplies
-    embeddings by sqrt(D). Raises ValueError for a choice that can't be built.
+    embeddings by sqrt(D). Raises ValueError for a choice that can't be built; an odd
+    width for "sinusoidal" or "rotary" only GPT itself refuses.
     """
 
     vocab_size: int
@@ -85,6 +88,19 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; a tied model stays tied, and refuses two different tables."""
+        names = ("embedding.weight", "head.weight")
+        tables = [state_dict[name] for name in names if name in state_dict]
+        if self.config.tied and len(tables) == 2 and not torch.equal(*tables):
+            raise ValueError(f"the model is tied, but {' and '.join(names)} differ")
+        report = super().load_state_dict(state_dict, strict, assign)
+        if self.config.tied:  # to_empty and assign=True make two parameters of one
+            self.head.weight = self.embedding.weight
+        return report
+
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score the next id at every position.
 
@@ -137,13 +153,20 @@ def generate(
 
     ids ``(B, T)`` -> ``(B, T + max_new_tokens)``. The model sees the last ``max_len``
     ids. ``temperature=0`` takes the most probable. Raises ValueError for an empty
-    prompt, IndexError for an id outside the vocabulary.
+    prompt, a negative number of tokens and what ``check_temperature`` refuses,
+    IndexError for an id outside the vocabulary.
     """
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ValueError(
             "ids must have shape (B, T) with at least one token a prompt, "
             f"got {tuple(ids.shape)}"
         )
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+    check_temperature(temperature)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+    check_temperature(temperature)
     check_ids(ids.cpu(), model.config.vocab_size)
     was_training = model.training
     model.eval()

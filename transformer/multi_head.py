@@ -117,7 +117,8 @@ class MultiHeadAttention(nn.Module):
         for a mask that isn't boolean.
         """
         query, key, value = self.project(x, memory)
-        if mask is not None:  # the kernel takes a mask or its own causal flag, not both
+        if mask is not None or key.shape[-2] != query.shape[-2]:
+            # the kernel's causal flag takes neither a mask nor T unlike S
             mask, causal = self.one_mask(query, key, mask, causal), False
         dropout = self.dropout if self.training else 0.0
         mixed = attention(query, key, value, mask, causal, dropout)  # (B, H, T, K)

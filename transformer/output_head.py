@@ -4,12 +4,20 @@ Chapter 11 of Transformers, Matrix by Matrix.
 Made from notebooks/11_output_head.ipynb by tools/export.py: edit the notebook.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["OutputHead", "chunked_cross_entropy", "cross_entropy", "sample"]
+__all__ = [
+    "OutputHead",
+    "check_temperature",
+    "chunked_cross_entropy",
+    "cross_entropy",
+    "sample",
+]
 
 
 class OutputHead(nn.Module):
@@ -44,9 +52,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore: int = -100) -> Tensor
     logits ``(..., V)``, targets ``(...)`` integers -> a scalar. Set the targets of
     filling to ``ignore``.
     """
-    return F.cross_entropy(
-        logits.flatten(0, -2), targets.flatten(), ignore_index=ignore
-    )
+    rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
+    return F.cross_entropy(rows, targets.flatten(), ignore_index=ignore)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless ``temperature`` is finite and at least 0."""
+    if not 0 <= temperature < math.inf:  # also refuses NaN
+        raise ValueError(
+            f"temperature must be finite and at least 0, got {temperature}"
+        )
 
 
 def sample(
@@ -54,34 +69,37 @@ def sample(
 ) -> Tensor:
     """Draw one id from each row of logits: ``(..., V)`` -> ``(...)``.
 
-    ``temperature`` divides the logits; 0 takes the most probable word. Raises
-    ValueError for a negative temperature.
+    ``temperature`` divides the logits; 0 takes the most probable word. Raises what
+    ``check_temperature`` raises.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if temperature == 0:
+    check_temperature(temperature)
+    if temperature < 1e-6:  # the quotient could overflow
         return logits.argmax(dim=-1)  # (...)
     probs = (logits / temperature).softmax(dim=-1)  # (..., V)
-    drawn = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)  # (N, 1)
+    rows = probs.reshape(-1, probs.shape[-1])  # (N, V)
+    drawn = torch.multinomial(rows, 1, generator=generator)  # (N, 1)
     return drawn.view(logits.shape[:-1])  # (...)
 
 
 def chunked_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024
+    x: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024, ignore: int = -100
 ) -> Tensor:
-    """``cross_entropy(x @ weight.T, targets)`` without ever storing all logits.
+    """``cross_entropy(x @ weight.T, targets, ignore)`` without storing all logits.
 
-    x ``(..., D)``, weight ``(V, D)``, targets ``(...)`` -> a scalar. ``chunk`` rows of
-    logits exist at a time; the backward pass computes them again.
+    x ``(..., D)``, weight ``(V, D)``, targets ``(...)`` -> a scalar, added up in
+    float32 or wider. ``chunk`` rows of logits exist at a time; the backward pass
+    computes them again.
     """
-    rows, targets = x.flatten(0, -2), targets.flatten()  # (N, D), (N,)
+    rows, targets = x.reshape(-1, x.shape[-1]), targets.flatten()  # (N, D), (N,)
+    wide = torch.promote_types(x.dtype, torch.float32)
 
     def loss_of(part: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(part @ weight.T, target, reduction="sum")
+        logits = (part @ weight.T).to(wide)  # (chunk, V)
+        return F.cross_entropy(logits, target, ignore_index=ignore, reduction="sum")
 
-    total = rows.new_zeros(())
+    total = torch.zeros((), dtype=wide, device=x.device)
     for start in range(0, len(rows), chunk):
         stop = start + chunk
         part, target = rows[start:stop], targets[start:stop]  # (chunk, D), (chunk,)
         total = total + checkpoint(loss_of, part, target, use_reentrant=False)
-    return total / len(targets)
+    return total / (targets != ignore).sum()

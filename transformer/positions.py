@@ -106,8 +106,8 @@ class Rotary(nn.Module):
     """Turn pairs of query and key entries by an angle that grows with the position.
 
     Entries i and i + K/2 of a head form a pair, the half-split layout. At position t it
-    turns by t / base^(2i/K) (Su et al. 2021, section 3.4.2). Turned so, the dot product
-    of a query and a key depends on their distance alone. Raises ValueError if
+    turns by t / base^(2i/K) (Su et al. 2021, section 3.2.2). Turned so, the dot product
+    of a query at t and a key at s depends on t - s alone. Raises ValueError if
     ``head_dim`` is odd.
     """
 

@@ -56,8 +56,8 @@ def learn_merges(words: Mapping[bytes, int], n_merges: int) -> list[tuple[int, i
 
     ``words`` gives each distinct word and how often it stands in the text. Returns at
     most ``n_merges`` pairs of ids; merge number i makes the token 256 + i. The most
-    frequent pair wins, among equals the lowest pair of ids (Sennrich et al. 2016,
-    section 3.2). Stops early when no word has two tokens left.
+    frequent pair wins (Sennrich et al. 2016, section 3.2), among equals the lowest
+    pair of ids. Stops early when no word has two tokens left.
     """
     spelled = [[BYTE_TO_ID[byte] for byte in word] for word in words]
     times = list(words.values())
@@ -135,16 +135,16 @@ def _write_json(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def _read_json(path: str | Path, kind: str, *keys: str) -> list[Any]:
-    """Read these parts of a file; ValueError unless it is whole and of this kind."""
+def _read_json(path: str | Path, make: type[Any], kind: str, *keys: str) -> Any:
+    """Make what a file holds; ValueError unless it is whole and of this kind."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path} is not a saved {kind}: {error}") from None
-    whole = isinstance(content, dict) and set(content) >= {"kind", *keys}
-    if not whole or content["kind"] != kind:
-        raise ValueError(f"{path} is not a saved {kind}")
-    return [content[key] for key in keys]
+        parts = [content[key] for key in keys]
+        if content["kind"] != kind or not all(isinstance(p, list) for p in parts):
+            raise ValueError("another kind of content")
+        return make(*parts)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path} is not a saved {kind}: {error!r}") from None
 
 
 class Tokenizer:
@@ -162,7 +162,7 @@ class Tokenizer:
         for pair in self.merges:
             left, right = (_as_id(part, len(self.vocab)) for part in pair)
             self.vocab.append(self.vocab[left] + self.vocab[right])
-        names = dict.fromkeys(special)  # each once, in order
+        names = dict.fromkeys(map(_as_text, special))  # each once, in order
         self.special = {name: len(self.vocab) + i for i, name in enumerate(names)}
         self.vocab += [name.encode() for name in self.special]
         self._made = {pair: len(BYTES) + i for i, pair in enumerate(self.merges)}
@@ -251,8 +251,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        merges, special = _read_json(path, "Tokenizer", "merges", "special")
-        return cls(merges, special)
+        return _read_json(path, cls, "Tokenizer", "merges", "special")
 
 
 class CharTokenizer:
@@ -260,6 +259,12 @@ class CharTokenizer:
 
     def __init__(self, characters: Iterable[str]) -> None:
         self.vocab = sorted(set(characters))
+        for character in self.vocab:
+            if len(_as_text(character)) != 1:
+                raise ValueError(f"a character must be single, got {character!r}")
+        for character in self.vocab:
+            if len(_as_text(character)) != 1:
+                raise ValueError(f"a character must be single, got {character!r}")
         self._ids = {character: i for i, character in enumerate(self.vocab)}
 
     @classmethod
@@ -301,5 +306,4 @@ class CharTokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what ``save`` wrote. Raises ValueError for any other file."""
-        (characters,) = _read_json(path, "CharTokenizer", "characters")
-        return cls(characters)
+        return _read_json(path, cls, "CharTokenizer", "characters")

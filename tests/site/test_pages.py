@@ -211,18 +211,41 @@ def modules() -> list[Path]:
     return [file for file in found if file.stem != "__init__"]
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda path: path.stem)
-def test_api_page_has_every_public_name(module):
+def public(module: Path) -> list[str]:
     tree = ast.parse(module.read_text(encoding="utf-8"))
-    public = [
+    found = [
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign)
         and getattr(node.targets[0], "id", "") == "__all__"
     ]
+    return found[0]
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: path.stem)
+def test_api_page_has_every_public_name(module):
     ids = set().union(*(anchors(f) for f in files() if f.stem.startswith("api")))
-    missing = [n for n in public[0] if f"transformer.{module.stem}.{n}" not in ids]
-    assert not missing
+    names = [f"transformer.{module.stem}.{name}" for name in public(module)]
+    assert not [name for name in names if name not in ids]
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: path.stem)
+def test_api_page_links_back_to_the_cell(module):
+    """Each public name's entry links to the cell of its chapter that defines it."""
+    api = page("book/api")
+    for name in public(module):
+        full = f"transformer.{module.stem}.{name}"
+        entry = soup(api).find(id=full).find_parent("dl")
+        (back,) = entry.find_all("a", string=re.compile("Built in its chapter"))
+        file, anchor = target(api, back["href"])
+        place = soup(file).find(id=anchor)
+        assert place is not None, full
+        # the cell itself, or a mark in it when a cell defines more than one name
+        marked = "cell-exported" in place.get("class", [])
+        cell = place if marked else place.find_parent(class_="cell-exported")
+        assert cell is not None, full
+        code = cell.select_one(".cell_input").get_text()
+        assert re.search(rf"^(class |def )?{name}\b", code, re.MULTILINE), full
 
 
 # ------------------------------------------------- the checks above, on a broken page
