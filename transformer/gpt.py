@@ -164,9 +164,6 @@ def generate(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     check_temperature(temperature)
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
-    check_temperature(temperature)
     check_ids(ids.cpu(), model.config.vocab_size)
     was_training = model.training
     model.eval()

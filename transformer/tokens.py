@@ -262,9 +262,6 @@ class CharTokenizer:
         for character in self.vocab:
             if len(_as_text(character)) != 1:
                 raise ValueError(f"a character must be single, got {character!r}")
-        for character in self.vocab:
-            if len(_as_text(character)) != 1:
-                raise ValueError(f"a character must be single, got {character!r}")
         self._ids = {character: i for i, character in enumerate(self.vocab)}
 
     @classmethod
