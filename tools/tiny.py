@@ -35,6 +35,7 @@ CONFIG = GPTConfig(
     max_len=8,
     d_model=4,
     n_heads=2,
+    n_kv_heads=2,
     n_layers=2,
     d_ff=8,
     activation="relu",
