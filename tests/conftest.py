@@ -1,9 +1,10 @@
-"""Makes this folder importable by the tests below it, and says in which order they run.
+"""What the tests share: the order in which they run, and exact numbers.
 
 Torch is kept to one thread.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,3 +17,14 @@ LONG = ("12_gpt.ipynb", "test_gpt_training.py")
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Seeded float64, so that a comparison can be tight."""
+    import torch  # here, since most checks of the book's files do without it
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -18,12 +18,7 @@ EXACT = {"atol": 1e-10, "rtol": 0}
 SHAPE = {"d_model": 16, "n_heads": 4, "n_layers": 2}
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def rough(module):

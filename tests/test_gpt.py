@@ -9,28 +9,13 @@ import re
 
 import pytest
 import torch
+from small import SIZE, tiny_gpt
 from torch import nn
 
 from transformer.feed_forward import ACTIVATIONS
 from transformer.gpt import GPT, GPTConfig, generate, shift
 
-SIZE = {"vocab_size": 11, "max_len": 8, "d_model": 8, "n_heads": 2, "n_layers": 2}
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def tiny(**changes):
-    """A small model none of whose parts is next to nothing."""
-    model = GPT(GPTConfig(**(SIZE | changes))).eval()
-    for weight in model.parameters():
-        nn.init.normal_(weight, std=0.5)
-    return model
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 # ---------------------------------------------------------------------- the model
@@ -64,7 +49,7 @@ def pytorch_layers(model):
 @pytest.mark.parametrize("scale_embeddings", [False, True])
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_logits_equal_pytorch_layers(order, scale_embeddings):
-    model = tiny(order=order, activation="relu", scale_embeddings=scale_embeddings)
+    model = tiny_gpt(order=order, activation="relu", scale_embeddings=scale_embeddings)
     ids = torch.randint(11, (3, 7))
     x = model.embedding.weight[ids] * (8**0.5 if scale_embeddings else 1.0)
     x = x + model.positions.weight[:7]
@@ -84,7 +69,7 @@ def test_logits_equal_pytorch_layers(order, scale_embeddings):
 )
 def test_positions_tell_order(positions, told_apart):
     """One layer, the same last word: only positions know the others' order."""
-    model = tiny(positions=positions, n_layers=1)
+    model = tiny_gpt(positions=positions, n_layers=1)
     ids = torch.tensor([[1, 2, 3, 4], [3, 2, 1, 4]])
     last = model(ids)[:, -1]
     assert torch.allclose(last[0], last[1]) != told_apart
@@ -92,14 +77,14 @@ def test_positions_tell_order(positions, told_apart):
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "none"])
 def test_a_row_equals_its_prefix(positions):
-    model, ids = tiny(positions=positions), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(positions=positions), torch.randint(11, (2, 8))
     whole = model(ids)
     for t in range(1, 9):
         torch.testing.assert_close(model(ids[:, :t])[:, -1], whole[:, t - 1])
 
 
 def test_padding_on_the_right_changes_nothing():
-    model, ids = tiny(), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(), torch.randint(11, (2, 8))
     mask = torch.ones(2, 8, dtype=torch.bool)
     mask[1, 5:] = False
     torch.testing.assert_close(model(ids, mask=mask)[1, :5], model(ids[1:, :5])[0])
@@ -126,7 +111,7 @@ def test_what_writes_into_the_stream_starts_smaller():
 
 
 def test_dropout_wakes_only_in_training():
-    model, ids = tiny(dropout=0.5), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(dropout=0.5), torch.randint(11, (2, 8))
     assert torch.equal(model(ids), model(ids))
     model.train()
     assert not torch.allclose(model(ids), model(ids))
@@ -135,7 +120,7 @@ def test_dropout_wakes_only_in_training():
 @pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_compiles_without_graph_breaks(positions):
-    model, ids = tiny(positions=positions), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(positions=positions), torch.randint(11, (2, 8))
     mask = torch.ones(2, 8, dtype=torch.bool)
     fast = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(fast(ids), model(ids))
@@ -143,7 +128,7 @@ def test_compiles_without_graph_breaks(positions):
 
 
 def test_saved_weights_give_the_same_logits():
-    model, ids, file = tiny(), torch.randint(11, (2, 8)), io.BytesIO()
+    model, ids, file = tiny_gpt(), torch.randint(11, (2, 8)), io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
     other = GPT(model.config).eval()
@@ -154,25 +139,25 @@ def test_saved_weights_give_the_same_logits():
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "swiglu"])
 def test_pickled_whole_it_gives_the_same_logits(activation):
-    model, ids = tiny(activation=activation), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(activation=activation), torch.randint(11, (2, 8))
     other = pickle.loads(pickle.dumps(model))
     assert torch.equal(other(ids), model(ids))
     assert other.head.weight is other.embedding.weight
 
 
 def test_a_tied_model_refuses_two_tables():
-    untied, tied = tiny(tied=False), tiny()
+    untied, tied = tiny_gpt(tied=False), tiny_gpt()
     before = tied.embedding.weight.clone()
     with pytest.raises(ValueError, match=r"embedding\.weight and head\.weight differ"):
         tied.load_state_dict(untied.state_dict())
     assert torch.equal(tied.embedding.weight, before)
-    untied.load_state_dict(tiny(tied=False).state_dict())
+    untied.load_state_dict(tiny_gpt(tied=False).state_dict())
     assert not torch.equal(untied.embedding.weight, untied.head.weight)
 
 
 @pytest.mark.parametrize("way", ["assign", "meta", "to_empty"])
 def test_loading_leaves_a_tied_model_tied(way):
-    model, ids = tiny(), torch.randint(11, (2, 8))
+    model, ids = tiny_gpt(), torch.randint(11, (2, 8))
     with torch.device("cpu" if way == "assign" else "meta"):
         other = GPT(model.config).eval()
     if way == "to_empty":
@@ -189,7 +174,8 @@ def test_loading_leaves_a_tied_model_tied(way):
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
 @pytest.mark.parametrize("kind", ["autocast", "bfloat16", "float64"])
 def test_runs_in_other_types(kind, positions):
-    model, ids = tiny(positions=positions, d_ff=24).float(), torch.randint(11, (2, 8))
+    model = tiny_gpt(positions=positions, d_ff=24).float()
+    ids = torch.randint(11, (2, 8))
     expected = model(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         if kind != "autocast":
@@ -213,7 +199,7 @@ def test_shift_asks_for_the_next_id():
 
 
 def test_greedy_writing_is_the_argmax_of_the_last_row():
-    model, ids = tiny(), torch.randint(11, (3, 2))
+    model, ids = tiny_gpt(), torch.randint(11, (3, 2))
     expected = ids.clone()
     for _ in range(5):
         best = model(expected)[:, -1].argmax(dim=-1, keepdim=True)
@@ -222,7 +208,7 @@ def test_greedy_writing_is_the_argmax_of_the_last_row():
 
 
 def test_writing_past_the_context_reads_its_end():
-    model, ids = tiny(), torch.randint(11, (1, 20))
+    model, ids = tiny_gpt(), torch.randint(11, (1, 20))
     last = model(ids[:, -8:])[:, -1].argmax(dim=-1)
     written = generate(model, ids, 1, temperature=0)
     assert written.shape == (1, 21)
@@ -231,7 +217,7 @@ def test_writing_past_the_context_reads_its_end():
 
 
 def test_sampling_follows_the_shares():
-    model, ids = tiny(), torch.tensor([[3, 1, 4]])
+    model, ids = tiny_gpt(), torch.tensor([[3, 1, 4]])
     for temperature in (0.5, 2.0):
         expected = (model(ids)[0, -1] / temperature).softmax(dim=-1)
         generator = torch.Generator().manual_seed(0)
@@ -241,7 +227,7 @@ def test_sampling_follows_the_shares():
 
 
 def test_sampling_repeats_with_its_generator():
-    model, ids = tiny(), torch.randint(11, (4, 2))
+    model, ids = tiny_gpt(), torch.randint(11, (4, 2))
     a, b, c = (
         generate(model, ids, 6, generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
@@ -251,7 +237,7 @@ def test_sampling_repeats_with_its_generator():
 
 
 def test_writing_is_without_dropout_and_leaves_the_mode_alone():
-    model, ids = tiny(dropout=0.5), torch.randint(11, (1, 4))
+    model, ids = tiny_gpt(dropout=0.5), torch.randint(11, (1, 4))
     expected = generate(model, ids, 4, temperature=0)
     model.train()
     assert torch.equal(generate(model, ids, 4, temperature=0), expected)
@@ -264,7 +250,7 @@ def test_writing_is_without_dropout_and_leaves_the_mode_alone():
 
 
 def test_writing_keeps_nothing_for_a_gradient():
-    model, ids, kept = tiny(), torch.randint(11, (1, 4)), []
+    model, ids, kept = tiny_gpt(), torch.randint(11, (1, 4)), []
     model.register_forward_hook(lambda *seen: kept.append(seen[-1].requires_grad))
     assert model(ids).requires_grad
     generate(model, ids, 2)
@@ -273,7 +259,7 @@ def test_writing_keeps_nothing_for_a_gradient():
 
 def test_writing_nothing_gives_the_prompt():
     ids = torch.randint(11, (2, 3))
-    assert torch.equal(generate(tiny(), ids, 0), ids)
+    assert torch.equal(generate(tiny_gpt(), ids, 0), ids)
 
 
 # ----------------------------------------------------------------------- the doors
@@ -323,7 +309,7 @@ LATER = torch.tensor([[11] + [0] * 8])  # nine ids, the first outside the vocabu
 )
 def test_model_refuses(ids, mask, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        tiny()(ids, mask=mask)
+        tiny_gpt()(ids, mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -338,19 +324,19 @@ def test_model_refuses(ids, mask, error, message):
 )
 def test_generate_refuses(ids, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        generate(tiny(), ids, 3)
+        generate(tiny_gpt(), ids, 3)
 
 
 @pytest.mark.parametrize("n", [0, 3])
 @pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
 def test_generate_refuses_a_temperature(temperature, n):
     with pytest.raises(ValueError, match="temperature must be finite and at least 0"):
-        generate(tiny(), IDS, n, temperature)
+        generate(tiny_gpt(), IDS, n, temperature)
 
 
 def test_generate_refuses_to_take_words_away():
     with pytest.raises(ValueError, match="max_new_tokens must be at least 0, got -1"):
-        generate(tiny(), IDS, -1)
+        generate(tiny_gpt(), IDS, -1)
 
 
 @pytest.mark.parametrize("ids", [IDS[0], IDS[:, :1]])

@@ -10,40 +10,20 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small import tiny_gpt
 from torch import nn
 
 from transformer.attention import attention, attention_weights
 from transformer.block import BlockConfig, Stack
 from transformer.dropout import Dropout
 from transformer.feed_forward import FeedForward, GatedFeedForward
-from transformer.gpt import GPT, GPTConfig
 from transformer.masks import causal_mask, sliding_window_mask
 from transformer.multi_head import MultiHeadAttention
 from transformer.norm import LayerNorm, RMSNorm
 from transformer.positions import Rotary, sinusoidal
 from transformer.tokens import BYTES, Tokenizer, learn_merges, merge_pair
 
-
-@pytest.fixture(autouse=True)
-def exact():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def tiny_gpt(**changes):
-    options = {
-        "vocab_size": 11,
-        "max_len": 8,
-        "d_model": 8,
-        "n_heads": 2,
-        "n_layers": 2,
-    }
-    model = GPT(GPTConfig(**(options | changes))).eval()
-    for weight in model.parameters():  # so that no part is next to nothing
-        nn.init.normal_(weight, std=0.5)
-    return model
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def softmax(scores):
