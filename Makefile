@@ -38,7 +38,7 @@ TESTING := env -u PROFILE -u BOOK_EXECUTE OMP_NUM_THREADS=1
 # Where a machine checks, a difference is an error; at home it is mended, and told.
 DRIFT := $(if $(filter true 1,$(CI)),--check)
 
-.PHONY: book test check lint unit export execute text install clean help
+.PHONY: book test check lint unit export execute text weights install clean help
 
 # ---- the environment -------------------------------------------------------------
 
@@ -79,11 +79,15 @@ text: $(READY)
 	@mkdir -p text
 	$(VENV)/bin/jupytext --quiet --sync $(NOTEBOOKS) $(TWINLESS)
 
+# Pretrained models, into a cache outside the repository (tools/make_weights.py says where).
+weights: $(READY)
+	@$(PY) tools/make_weights.py
+
 # ---- the proof -------------------------------------------------------------------
 
 # The drift check comes first: building the book would mend what it looks for.
 # Tests run in the order of tests/conftest.py, the longest first.
-test: $(READY) lint
+test: $(READY) weights lint
 	@$(MAKE) --no-print-directory book
 	@$(PY) tools/browser.py
 	$(TESTING) $(PY) tests/mutants/run.py
@@ -117,4 +121,5 @@ help:
 	@echo "make execute   run the notebooks and store their outputs (NB=04_attention, GPU=1)"
 	@echo "make export    write transformer/ from the notebooks"
 	@echo "make text      keep text/*.md and notebooks/*.ipynb in step, for text editors"
+	@echo "make weights   download the pretrained models once (400 MB; make test does it too)"
 	@echo "make clean     remove what was built"

@@ -7,6 +7,7 @@ Nothing here is part of the package. Every chapter starts with
     kit.setup()
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -50,6 +51,7 @@ __all__ = [  # what a chapter finds as kit.name, drawing included
     "hand_over",
     "heat",
     "profile",
+    "rows",
     "running_example",
     "setup",
     "signed",
@@ -58,6 +60,7 @@ __all__ = [  # what a chapter finds as kit.name, drawing included
     "table",
     "take_over",
     "text",
+    "weights",
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -226,6 +229,27 @@ def text(name: str = "shakespeare") -> str:
     """A corpus of the data folder as one string."""
     (path,) = (DATA / name).glob("*.txt")
     return path.read_text(encoding="utf-8")
+
+
+def rows(name: str) -> list[tuple[str, ...]]:
+    """A table of the data folder, ``rows("folio/pairs")``, a tuple a line.
+
+    The first line of the file names the columns and is left out. A blank line, which
+    ends an address in ``rows("addresses/labeled")``, comes as an empty tuple.
+    """
+    packed = (DATA / f"{name}.tsv.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().split("\n")[1:-1]
+    return [tuple(line.split("\t")) if line else () for line in lines]
+
+
+def weights(name: str) -> Path | None:
+    """The folder of the pretrained weights of that name; None if they are absent.
+
+    ``make weights`` downloads them: minilm, smollm2, whisper, dinov2.
+    """
+    home = Path.home() / ".cache" / "transformers-matrix-by-matrix"
+    folder = Path(os.environ.get("TRANSFORMER_WEIGHTS") or home) / name
+    return folder if (folder / "config.json").is_file() else None
 
 
 def split(corpus: str) -> tuple[str, str]:
