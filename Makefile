@@ -94,7 +94,7 @@ test: $(READY) weights lint
 	$(TESTING) $(PY) -m pytest -q -rs --durations=10 \
 	  -n 2 --dist loadfile --no-loadscope-reorder \
 	  --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg \
-	  --nbval-cell-timeout=600 tests notebooks
+	  --nbval-cell-timeout=1500 tests notebooks
 
 check: lint unit
 

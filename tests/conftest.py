@@ -10,13 +10,22 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 
-# Minutes long: they start first, so that two workers end together.
-LONG = ("12_gpt.ipynb", "test_gpt_training.py")
+# Minutes long: they start first, the longest before all, so that two workers end
+# together.
+LONG = (
+    "14_encoder_decoder.ipynb",
+    "15_vision.ipynb",
+    "13_bert.ipynb",
+    "12_gpt.ipynb",
+    "19_pretrained.ipynb",
+    "test_gpt_training.py",
+)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture

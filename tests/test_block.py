@@ -140,7 +140,7 @@ def test_llama_style_block_by_formula():
 
     def rms(x, name):
         return (
-            x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{name}.weight"]
+            x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"]
         )
 
     normed = rms(x, "norm_1")
@@ -286,3 +286,13 @@ def test_rows_of_the_wrong_width_are_named(order, shape):
     message = rf"x must have shape \(B, T, 16\), got \({', '.join(map(str, shape))}\)"
     with pytest.raises(ValueError, match=message):
         block(torch.randn(shape))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_the_number_under_the_root_is_the_configurations(norm):
+    """Rows so small that eps decides."""
+    made = make_norm(BlockConfig(**SHAPE, norm=norm, norm_eps=0.25))
+    x = 1e-3 * torch.randn(3, 16)
+    centred = x - x.mean(-1, keepdim=True) if norm == "layer" else x
+    want = centred / (centred.square().mean(-1, keepdim=True) + 0.25).sqrt()
+    torch.testing.assert_close(made(x), want, **EXACT)

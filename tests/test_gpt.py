@@ -343,3 +343,18 @@ def test_generate_refuses_to_take_words_away():
 def test_shift_refuses(ids):
     with pytest.raises(ValueError, match="at least two positions, got"):
         shift(ids)
+
+
+def test_rotary_base_reaches_the_rotation():
+    """With one pair a head the base is without effect; with two it is not."""
+    ids = torch.randint(SIZE["vocab_size"], (1, 6))
+    logits = []
+    for base in (10_000.0, 100.0):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(**SIZE, positions="rotary", rotary_base=base)).eval()
+        turned = model.stack.blocks[0].attention.rotary
+        pairs = turned.cos.shape[1]
+        slowest = torch.tensor(base ** (-(pairs - 1) / pairs))
+        torch.testing.assert_close(turned.sin[1, -1], slowest.sin())
+        logits.append(model(ids))
+    assert not torch.allclose(*logits)

@@ -26,6 +26,11 @@ REQUIRED = {
     "padding-ignored",
     "rope-sign",
     "kv-head-grouping",
+    "bert-padding-dropped",
+    "cross-attention-wrong-side",
+    "target-not-shifted",
+    "smoothing-off-by-one-class",
+    "patches-by-columns",
 }
 
 

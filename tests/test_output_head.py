@@ -106,3 +106,11 @@ def test_sampling_edges():
 def test_sampling_refuses_a_temperature(temperature):
     with pytest.raises(ValueError, match=f"finite and at least 0, got {temperature}"):
         sample(torch.randn(2, 5), temperature)
+
+
+def test_a_bias_adds_a_number_to_each_words_logit():
+    head = OutputHead(3, 7, bias=True)
+    nn.init.normal_(head.bias)
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(head(x), F.linear(x, head.weight, head.bias))
+    assert OutputHead(3, 7).bias is None

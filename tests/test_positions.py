@@ -13,6 +13,7 @@ from transformer.positions import (
     SinusoidalPositions,
     angles,
     check_span,
+    make_positions,
     sinusoidal,
 )
 
@@ -218,3 +219,23 @@ def test_wrong_shape(layer, shape):
 
 def test_span_says_where_x_ends():
     assert check_span(torch.zeros(2, 3, 5, 4), 2, max_len=7, width=4) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        ("learned", LearnedPositions),
+        ("sinusoidal", SinusoidalPositions),
+        ("rotary", nn.Identity),
+        ("none", nn.Identity),
+    ],
+)
+def test_a_kind_of_positions_by_name(kind, layer):
+    made = make_positions(kind, 8, 4)
+    assert type(made) is layer
+    assert made(torch.zeros(1, 8, 4)).shape == (1, 8, 4)
+
+
+def test_an_unknown_kind_of_positions():
+    with pytest.raises(ValueError, match=r"positions must be .* got 'sine'"):
+        make_positions("sine", 8, 4)

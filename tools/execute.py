@@ -135,16 +135,19 @@ def run(path: Path, target: Path, timeout: int) -> Cost:
         extra_arguments=["--log-level=40"],  # errors only: no word about transport
         resources={"metadata": {"path": str(path.parent)}},
     )
-    peak = 0.0
+    peak = busy = 0.0
 
     def measure(**_: Any) -> None:
-        nonlocal peak
-        peak = max(peak, peak_mb(client.km.provisioner.pid))
+        nonlocal peak, busy
+        pid = client.km.provisioner.pid
+        peak, busy = max(peak, peak_mb(pid)), sum(psutil.Process(pid).cpu_times()[:2])
 
     client.on_cell_executed = measure
     start = time.perf_counter()
     client.execute()
     seconds = time.perf_counter() - start
+    if os.environ.get("PROFILE") != "gpu":
+        seconds = min(seconds, busy)  # one thread's, whatever else the machine does
     normalise(notebook)
     write(target, nbformat.writes(notebook, version=4) + "\n")
     return {"seconds": round(seconds, 1), "memory_mb": round(peak, -1)}

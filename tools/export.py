@@ -38,6 +38,7 @@ PUBLIC = {
     "bert": ["BERT", "BERTConfig"],
     "encoder_decoder": ["Transformer", "TransformerConfig"],
     "vision": ["ViT", "ViTConfig"],
+    "pretrained": ["from_pretrained", "save_pretrained"],
 }
 
 

@@ -17,20 +17,25 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 from bookdraw import CARD, INK, QUIET, ROLE  # noqa: E402
 
 TARGET = ROOT / "book" / "_static" / "map"
-WIDTH, HEIGHT = 760, 282
+WIDTH, HEIGHT = 760, 444
 STREAM = 232  # the height at which the residual stream runs
+SECOND = 408  # and in the encoder's wing below
 WALL, FLOOR, WIRE = "#c9d0d6", "#eef1f3", "#a9b3bc"
 
 
 @dataclass(frozen=True)
 class Room:
-    """A box of the map. A room with others inside is lit by its walls and its name."""
+    """A box of the map. ``glows``: what is lit a little with it.
+
+    A frame has other rooms inside; it is lit by its walls and its name.
+    """
 
     name: str
     label: str
     role: str
     box: tuple[float, float, float, float]  # x, y, width, height
-    holds: tuple[str, ...] = ()
+    glows: tuple[str, ...] = ()
+    frame: bool = False
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -39,25 +44,43 @@ class Room:
         return x + width / 2, y + height / 2
 
 
+FRONT = ("tokens", "embeddings", "positions")
 INSIDE_BLOCK = ("multi_head", "attention", "masks", "dropout", "norm", "feed_forward")
-REST = ("tokens", "embeddings", "positions", "block", "output_head")
-ROOMS = [  # big ones first: the small ones are drawn on top
-    Room("gpt", "GPT", "residual", (6, 6, 748, 270), REST + INSIDE_BLOCK),
-    Room("block", "block × L", "residual", (170, 22, 418, 240), INSIDE_BLOCK),
+HOUSE = (*FRONT, "block", *INSIDE_BLOCK, "output_head")
+WING = ("bert", "encoder_decoder", "vision")
+WEIGHTY = tuple(r for r in (*HOUSE, *WING) if r not in ("masks", "dropout"))
+ROOMS = [  # frames first: what stands in them is drawn on top
+    Room("gpt", "GPT", "residual", (6, 6, 748, 270), HOUSE, frame=True),
+    Room("block", "block × L", "residual", (170, 22, 418, 240), INSIDE_BLOCK, True),
     Room(
-        "multi_head", "multi-head", "score", (184, 52, 168, 104), ("attention", "masks")
+        "multi_head",
+        "multi-head",
+        "score",
+        (184, 52, 168, 104),
+        ("attention", "masks"),
+        frame=True,
     ),
+    Room("bert", "encoder × L", "residual", (170, 336, 418, 96), FRONT, frame=True),
     Room("tokens", "tokens", "residual", (24, 60, 122, 36)),
     Room("embeddings", "embeddings", "residual", (24, 116, 122, 36)),
     Room("positions", "+ positions", "residual", (24, 172, 122, 36)),
     Room("masks", "masks", "score", (194, 82, 148, 28)),
     Room("attention", "attention", "score", (194, 118, 148, 28)),
     Room("dropout", "dropout", "residual", (280, 170, 72, 26)),
-    Room("norm", "norm", "residual", (340, 217, 58, 30)),
-    Room("feed_forward", "feed-forward", "ff", (410, 52, 126, 104)),
-    Room("dropout", "dropout", "residual", (456, 170, 72, 26)),
-    Room("norm", "norm", "residual", (516, 217, 58, 30)),
+    Room("norm", "norm", "residual", (334, 217, 54, 30)),
+    Room("feed_forward", "feed-forward", "ff", (424, 52, 126, 104)),
+    Room("dropout", "dropout", "residual", (460, 170, 72, 26)),
+    Room("norm", "norm", "residual", (518, 217, 54, 30)),
     Room("output_head", "output head", "residual", (612, 144, 124, 44)),
+    Room(
+        "encoder_decoder",
+        "cross-attention",
+        "score",
+        (330, 288, 156, 34),
+        ("bert", "block"),
+    ),
+    Room("vision", "patches", "residual", (24, 390, 122, 36), ("bert", "positions")),
+    Room("pretrained", "real weights", "value", (612, 390, 124, 36), WEIGHTY),
 ]
 NAMES = list(dict.fromkeys(room.name for room in ROOMS))
 
@@ -87,15 +110,35 @@ def words(
     )
 
 
+def plus(x: float, y: float, radius: float = 10) -> str:
+    """Where something is added to the stream."""
+    arm = radius / 2
+    return (
+        f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{CARD}" stroke="{QUIET}"'
+        f' stroke-width="1.5"/><path d="M{x - arm:g} {y:g}h{radius:g}M{x:g} {y - arm:g}'
+        f'v{radius:g}" stroke="{QUIET}" stroke-width="1.5"/>'
+    )
+
+
+def tile(
+    x: float, y: float, width: float, height: float, fill: str, rx: float = 2
+) -> str:
+    """A small rectangle without a name."""
+    return (
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{rx:g}"'
+        f' fill="{fill}"/>'
+    )
+
+
 def wires() -> list[str]:
     """What flows where: down on the left, along the bottom, up on the right."""
     parts = [
         line("M85 50V58"),
         line("M85 96V114"),
         line("M85 152V170"),
-        line(f"M85 208V{STREAM - 8}Q85 {STREAM} 93 {STREAM}H346", 6, arrow=False),
+        line(f"M85 208V{STREAM - 8}Q85 {STREAM} 93 {STREAM}H334", 6, arrow=False),
         line(
-            f"M398 {STREAM}H522M574 {STREAM}H666Q674 {STREAM} 674 224V194",
+            f"M388 {STREAM}H518M572 {STREAM}H666Q674 {STREAM} 674 224V194",
             6,
             arrow=False,
         ),
@@ -104,33 +147,65 @@ def wires() -> list[str]:
         line(f"M212 {STREAM}V158"),
         line("M316 156V168"),
         line("M316 196V220"),
-        line(f"M428 {STREAM}V158"),
-        line("M492 156V168"),
-        line("M492 196V220"),
+        line(f"M446 {STREAM}V158"),
+        line("M496 156V168"),
+        line("M496 196V220"),
+        plus(316, STREAM),
+        plus(496, STREAM),
     ]
-    for x in (316, 492):
-        parts.append(
-            f'<circle cx="{x}" cy="{STREAM}" r="10" fill="{CARD}" stroke="{QUIET}"'
-            f' stroke-width="1.5"/><path d="M{x - 5} {STREAM}h10M{x} {STREAM - 5}v10"'
-            f' stroke="{QUIET}" stroke-width="1.5"/>'
-        )
     for i, tall in enumerate((10, 18, 52, 26, 14)):  # the next word's probabilities
         shade = QUIET if tall == 52 else WIRE
-        x, y = 640 + 14 * i, 122 - tall
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="10" height="{tall}" rx="2" fill="{shade}"/>'
-        )
+        parts.append(tile(640 + 14 * i, 122 - tall, 10, tall, shade))
     return parts
 
 
+def wing(awake: bool) -> list[str]:
+    """The encoder: the block once more, small, and what it hands to the decoder."""
+
+    def shade(role: str) -> str:
+        return tint(ROLE[role], 0.3) if awake else tint(WIRE, 0.35)
+
+    parts = [
+        line(f"M158 {STREAM}V{SECOND - 8}Q158 {SECOND} 166 {SECOND}H480", 6, False),
+        line(f"M146 {SECOND}H162", 6, arrow=False),
+        line(
+            f"M216 {SECOND}V388M258 388V400M330 {SECOND}V388M372 388V400", arrow=False
+        ),
+        tile(204, 366, 66, 24, shade("score"), 4),
+        tile(318, 366, 66, 24, shade("ff"), 4),
+        plus(258, SECOND, 7),
+        plus(372, SECOND, 7),
+        tile(274, SECOND - 8, 26, 16, shade("residual"), 4),
+        tile(388, SECOND - 8, 26, 16, shade("residual"), 4),
+        line(f"M398 {STREAM}V286"),  # queries go down
+        line(f"M418 288V{STREAM + 11}"),  # and come back with an answer
+        plus(418, STREAM, 8),
+        line("M498 386V313Q498 305 488 305"),  # the memory: keys and values
+        line("M674 390V278"),
+        line("M612 408H590"),
+    ]
+    ink = ROLE["residual"] if awake else WIRE
+    for i in range(4):  # the rows that the encoder makes
+        for j in range(4):
+            depth = (0.25, 0.55, 0.4, 0.7, 0.35)[(3 * i + j) % 5]
+            parts.append(tile(480 + 10 * j, 388 + 10 * i, 9, 9, tint(ink, depth), 1.5))
+    for i in range(3):  # a picture, cut into squares
+        for j in range(3):
+            depth = (0.2, 0.6, 0.35, 0.5)[(2 * i + j) % 4]
+            parts.append(
+                tile(68 + 12 * j, 334 + 12 * i, 10.5, 10.5, tint(ink, depth), 1.5)
+            )
+    return [*parts, line("M85 372V388")]
+
+
 def walls(room: Room, lit: Room) -> list[str]:
-    """One room: quiet, lit, or glowing a little because it stands in the lit one."""
+    """One room: quiet, lit, or glowing a little because the lit one works with it."""
     x, y, width, height = room.box
-    on, glows = room.name == lit.name, room.name in lit.holds
+    on, glows = room.name == lit.name, room.name in lit.glows
     colour = ROLE[room.role]
-    if room.holds:
+    if room.frame:
         fill = tint(colour, 0.1) if on else "#ffffff" if room.name != "gpt" else "none"
-        stroke, ink = (colour, colour) if on else (WALL, QUIET)
+        stroke, ink = (colour, colour) if on or glows else (WALL, QUIET)
     else:
         fill = colour if on else tint(colour, 0.22) if glows else FLOOR
         stroke = colour if on or glows else WALL
@@ -144,8 +219,11 @@ def walls(room: Room, lit: Room) -> list[str]:
     middle = ' text-anchor="middle"'
     if room.name == "gpt":
         parts.append(words(724, 40, room.label, ink, 19, ' text-anchor="end"' + bold))
-    elif room.holds:
+    elif room.frame:
         parts.append(words(x + 12, y + 21, room.label, ink, 17, bold))
+        if room.name == "bert":
+            end = ' text-anchor="end"'
+            parts.append(words(574, 359, "BERT", ink, 19, end + bold))
     else:
         size = 18 if height > 30 else 16
         at = room.centre
@@ -157,10 +235,10 @@ def draw(name: str) -> str:
     """The whole map as SVG text, one room lit."""
     lit = next(room for room in ROOMS if room.name == name)
     label = lit.label.removeprefix("+ ")
-    frames = [room for room in ROOMS if room.holds]
-    plain = [room for room in ROOMS if not room.holds]
+    frames = [room for room in ROOMS if room.frame]
+    plain = [room for room in ROOMS if not room.frame]
     body = [part for room in frames for part in walls(room, lit)]
-    body += wires()
+    body += wires() + wing("bert" in (lit.name, *lit.glows))
     body += [part for room in plain for part in walls(room, lit)]
     body.append(words(85, 42, "the dog bites …", INK, 16, ' text-anchor="middle"'))
     head = f"""\
@@ -170,7 +248,9 @@ def draw(name: str) -> str:
 <title id="title">Map of the Transformer: {escape(label)}</title>
 <desc id="desc">Tokens become embeddings, positions are added, and the residual stream
 runs through L blocks, each of masked multi-head attention and a feed-forward layer with
-dropout, addition and norm, to the output head. Lit here: {escape(label)}.</desc>
+dropout, addition and norm, to the output head. In a wing below, an encoder of the same
+blocks reads words or the patches of a picture, and cross-attention carries what it made
+to the blocks above; a door lets real weights in. Lit here: {escape(label)}.</desc>
 <defs><marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="8"
  markerHeight="8" markerUnits="userSpaceOnUse" orient="auto">
 <path d="M0 0L8 4L0 8z" fill="{WIRE}"/></marker></defs>

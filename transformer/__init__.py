@@ -10,14 +10,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformer.bert import BERT, BERTConfig
+    from transformer.encoder_decoder import Transformer, TransformerConfig
     from transformer.gpt import GPT, GPTConfig, generate
+    from transformer.pretrained import from_pretrained, save_pretrained
     from transformer.tokens import Tokenizer
+    from transformer.vision import ViT, ViTConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["GPT", "GPTConfig", "Tokenizer", "generate"]
+__all__ = [
+    "BERT",
+    "GPT",
+    "BERTConfig",
+    "GPTConfig",
+    "Tokenizer",
+    "Transformer",
+    "TransformerConfig",
+    "ViT",
+    "ViTConfig",
+    "from_pretrained",
+    "generate",
+    "save_pretrained",
+]
 
-_HOME = {"GPT": "gpt", "GPTConfig": "gpt", "Tokenizer": "tokens", "generate": "gpt"}
+_HOME = {
+    "BERT": "bert",
+    "BERTConfig": "bert",
+    "GPT": "gpt",
+    "GPTConfig": "gpt",
+    "Tokenizer": "tokens",
+    "Transformer": "encoder_decoder",
+    "TransformerConfig": "encoder_decoder",
+    "ViT": "vision",
+    "ViTConfig": "vision",
+    "from_pretrained": "pretrained",
+    "generate": "gpt",
+    "save_pretrained": "pretrained",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,10 +24,10 @@ class BlockConfig:
     ``order``: "post" norms each sum (Vaswani et al. 2017), "pre" norms what each part
     reads (GPT-2), "parallel" feeds attention and feed-forward the same normed rows
     (Chowdhery et al. 2022, section 2). ``activation``: "relu", "gelu", "gelu_tanh",
-    "silu", or "swiglu" for the gated network. ``norm``: "layer" or "rms". ``d_ff`` is
-    4 d_model and ``n_kv_heads`` is n_heads where it is 0. ``bias``: in the linear
-    layers (the gated network has none) and layer norms. Raises ValueError, naming the
-    field.
+    "silu", or "swiglu" for the gated network. ``norm``: "layer" or "rms", with
+    ``norm_eps`` under its root. ``d_ff`` is 4 d_model and ``n_kv_heads`` is n_heads
+    where it is 0. ``bias``: in the linear layers (the gated network has none) and layer
+    norms. Raises ValueError, naming the field.
     """
 
     d_model: int
@@ -38,6 +38,7 @@ class BlockConfig:
     dropout: float = 0.0
     activation: str = "gelu_tanh"
     norm: str = "layer"
+    norm_eps: float = 1e-5
     order: str = "pre"
     bias: bool = True
 
@@ -70,8 +71,8 @@ class BlockConfig:
 def make_norm(config: BlockConfig) -> LayerNorm | RMSNorm:
     """The norm that ``config`` names, over d_model entries."""
     if config.norm == "rms":
-        return RMSNorm(config.d_model)
-    return LayerNorm(config.d_model, bias=config.bias)
+        return RMSNorm(config.d_model, config.norm_eps)
+    return LayerNorm(config.d_model, config.norm_eps, config.bias)
 
 
 class Block(nn.Module):
@@ -129,10 +130,12 @@ class Stack(nn.Module):
     2.3), since nothing else has normed the sum. ``mask`` and ``causal`` as in Block.
     """
 
+    kind = Block
+
     def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config, rotary) for _ in range(config.n_layers)
+            self.kind(config, rotary) for _ in range(config.n_layers)
         )
         self.norm = nn.Identity() if config.order == "post" else make_norm(config)
 

@@ -7,7 +7,8 @@ Made from notebooks/12_gpt.ipynb by tools/export.py: edit the notebook.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from transformer.dropout import Dropout
 from transformer.embeddings import TokenEmbedding, check_ids
 from transformer.masks import padding_mask
 from transformer.output_head import OutputHead, check_temperature, sample
-from transformer.positions import LearnedPositions, Rotary, SinusoidalPositions
+from transformer.positions import Rotary, make_positions
 
-__all__ = ["GPT", "GPTConfig", "generate", "shift"]
+__all__ = ["GPT", "GPTConfig", "Loadable", "check_batch", "generate", "shift"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,17 @@ class GPTConfig(BlockConfig):
     """A decoder-only model's choices; the defaults are GPT-2's (Radford et al. 2019).
 
     Beside the choices of a block: ``vocab_size`` V; ``max_len``, the most positions
-    read at once; ``positions`` "learned", "sinusoidal", "rotary" or "none". ``tied``
-    shares one table between embedding and head. ``scale_embeddings`` multiplies
-    embeddings by sqrt(D). Raises ValueError for a choice that can't be built; an odd
-    width for "sinusoidal" or "rotary" only GPT itself refuses.
+    read at once; ``positions`` "learned", "sinusoidal", "rotary" or "none";
+    ``rotary_base``, the base of rotary's angles. ``tied`` shares one table between
+    embedding and head. ``scale_embeddings`` multiplies embeddings by sqrt(D). Raises
+    ValueError for a choice that can't be built; an odd width for "sinusoidal" or
+    "rotary" only GPT itself refuses.
     """
 
     vocab_size: int
     max_len: int
     positions: str = "learned"
+    rotary_base: float = 10_000.0
     tied: bool = True
     scale_embeddings: bool = False
 
@@ -53,7 +56,67 @@ class GPTConfig(BlockConfig):
             )
 
 
-class GPT(nn.Module):
+def check_batch(name: str, ids: Tensor, max_len: int, mask: Tensor | None) -> None:
+    """Raise ValueError unless ids are ``(B, T)``, short enough, and mask fits them."""
+    if ids.ndim != 2:
+        raise ValueError(f"{name} must have shape (B, T), got {tuple(ids.shape)}")
+    if ids.shape[1] > max_len:
+        raise ValueError(
+            f"{name} must hold at most max_len = {max_len} positions, "
+            f"got {ids.shape[1]}"
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"mask must have the shape of {name}, {tuple(ids.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+
+
+class Loadable(nn.Module):
+    """A model that is read from a folder and written to one, its tables kept tied.
+
+    ``tied`` names two parameters that are one, the embedding's first.
+    """
+
+    tied: tuple[str, str] | None = None
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; a tied model stays tied, and refuses two different tables."""
+        names = self.tied or ()
+        tables = [state_dict[name] for name in names if name in state_dict]
+        if len(tables) == 2 and not torch.equal(*tables):
+            raise ValueError(f"the model is tied, but {' and '.join(names)} differ")
+        report = super().load_state_dict(state_dict, strict, assign)
+        if self.tied:  # to_empty and assign=True make two parameters of one
+            table, (owner, _, name) = self.tied[0], self.tied[1].rpartition(".")
+            setattr(self.get_submodule(owner), name, self.get_parameter(table))
+        return report
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a model of this class from a folder or from the hub, by name.
+
+        Raises what ``transformer.pretrained.from_pretrained`` raises (chapter 19).
+        """
+        from transformer.pretrained import from_pretrained  # needs every family
+
+        model = from_pretrained(folder)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"folder must hold a {cls.__name__}, got a {type(model).__name__}"
+            )
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors as Hugging Face names them."""
+        from transformer.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+
+class GPT(Loadable):
     """A decoder-only Transformer (Radford et al. 2019, section 2.3).
 
     ids ``(B, T)`` -> logits ``(B, T, V)``. Row t has seen the ids up to t, and scores
@@ -64,18 +127,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config = c = config
         self.embedding = TokenEmbedding(c.vocab_size, c.d_model, c.scale_embeddings)
-        self.positions: nn.Module = nn.Identity()
-        if c.positions == "learned":
-            self.positions = LearnedPositions(c.max_len, c.d_model)
-        elif c.positions == "sinusoidal":
-            self.positions = SinusoidalPositions(c.max_len, c.d_model)
+        self.positions = make_positions(c.positions, c.max_len, c.d_model)
         rotary = None
         if c.positions == "rotary":  # turns queries and keys, adds nothing
-            rotary = Rotary(c.max_len, c.d_model // c.n_heads)
+            rotary = Rotary(c.max_len, c.d_model // c.n_heads, c.rotary_base)
         self.dropout = Dropout(c.dropout)
         self.stack = Stack(c, rotary)
-        tied = self.embedding.weight if c.tied else None
-        self.head = OutputHead(c.d_model, c.vocab_size, tied)
+        table = self.embedding.weight if c.tied else None
+        self.head = OutputHead(c.d_model, c.vocab_size, table)
+        self.tied = ("embedding.weight", "head.weight") if c.tied else None
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -88,19 +148,6 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load weights; a tied model stays tied, and refuses two different tables."""
-        names = ("embedding.weight", "head.weight")
-        tables = [state_dict[name] for name in names if name in state_dict]
-        if self.config.tied and len(tables) == 2 and not torch.equal(*tables):
-            raise ValueError(f"the model is tied, but {' and '.join(names)} differ")
-        report = super().load_state_dict(state_dict, strict, assign)
-        if self.config.tied:  # to_empty and assign=True make two parameters of one
-            self.head.weight = self.embedding.weight
-        return report
-
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score the next id at every position.
 
@@ -109,18 +156,7 @@ class GPT(nn.Module):
         shape or more than ``max_len`` positions, TypeError for a wrong type, IndexError
         for an id outside the vocabulary.
         """
-        if ids.ndim != 2:
-            raise ValueError(f"ids must have shape (B, T), got {tuple(ids.shape)}")
-        if ids.shape[1] > self.config.max_len:
-            raise ValueError(
-                f"ids must hold at most max_len = {self.config.max_len} positions, "
-                f"got {ids.shape[1]}"
-            )
-        if mask is not None and mask.shape != ids.shape:
-            raise ValueError(
-                f"mask must have the shape of ids, {tuple(ids.shape)}, "
-                f"got {tuple(mask.shape)}"
-            )
+        check_batch("ids", ids, self.config.max_len, mask)
         keep = None if mask is None else padding_mask(mask)  # (B, 1, 1, T)
         x = self.dropout(self.positions(self.embedding(ids)))  # (B, T, D)
         x = self.stack(x, mask=keep, causal=True)  # (B, T, D)

@@ -25,11 +25,16 @@ class OutputHead(nn.Module):
 
     Given ``tied`` (an embedding's weight ``(V, D)``) it shares that very parameter, so
     that a word is written with the vector it is read with (Press and Wolf 2017).
-    Raises ValueError when ``tied`` has another shape.
+    ``bias`` adds a number to each word's logit. Raises ValueError when ``tied`` has
+    another shape.
     """
 
     def __init__(
-        self, d_model: int, vocab_size: int, tied: nn.Parameter | None = None
+        self,
+        d_model: int,
+        vocab_size: int,
+        tied: nn.Parameter | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         if tied is not None and tied.shape != (vocab_size, d_model):
@@ -41,9 +46,10 @@ class OutputHead(nn.Module):
             tied = nn.Parameter(torch.empty(vocab_size, d_model))
             nn.init.normal_(tied, std=0.02)
         self.weight = tied  # (V, D)
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None  # (V,)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T  # (..., D) @ (D, V) -> (..., V)
+        return F.linear(x, self.weight, self.bias)  # x W^T + b: (..., D) -> (..., V)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore: int = -100) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = [
     "SinusoidalPositions",
     "angles",
     "check_span",
+    "make_positions",
     "sinusoidal",
 ]
 
@@ -134,3 +135,19 @@ class Rotary(nn.Module):
         a, b = x.chunk(2, dim=-1)  # (B, H, T, K/2) each
         turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
         return turned.type_as(x)  # (B, H, T, K)
+
+
+def make_positions(kind: str, max_len: int, d_model: int) -> nn.Module:
+    """What is added to the embeddings: "learned", "sinusoidal", "rotary" or "none".
+
+    The last two add nothing. Raises ValueError for another kind.
+    """
+    if kind == "learned":
+        return LearnedPositions(max_len, d_model)
+    if kind == "sinusoidal":
+        return SinusoidalPositions(max_len, d_model)
+    if kind in ("rotary", "none"):
+        return nn.Identity()
+    raise ValueError(
+        f"positions must be 'learned', 'sinusoidal', 'rotary' or 'none', got {kind!r}"
+    )

@@ -6,6 +6,8 @@
 - ``:::{cost}`` prints what the page costs to run, from notebooks/cost.json.
 - A line ``<!-- modules -->`` becomes one API section a module, in the chapters' order;
   what a section lists links back to the cell that defines it.
+- A chapter's number is the one that its file's name begins with, unwritten chapters or
+  not: Sphinx by itself counts pages.
 - Buttons for the repository, Colab and Binder appear once ``repository: url`` is set.
 - MathJax is copied from an installed package: pages ask no other host for anything.
 """
@@ -25,6 +27,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,6 +259,29 @@ def on_docstring(
         lines += ["", f":ref:`Built in its chapter <{CELL}{name}>`", ""]
 
 
+# ---- numbers ---------------------------------------------------------------------
+
+
+def on_numbered(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Give chapters, and what is counted in them, the number of their file."""
+    for name in env.found_docs:
+        if not (found := re.fullmatch(r"notebooks/(\d+)_\w+", name)):
+            continue
+        chapter = int(found[1])
+        titled = [env.titles[name], *env.tocs[name].findall(nodes.reference)]
+        for node in titled:
+            if number := node.get("secnumber"):
+                node["secnumber"] = [chapter, *number[1:]]
+        for numbers in (
+            env.toc_secnumbers.get(name, {}),
+            *env.toc_fignumbers.get(name, {}).values(),
+        ):
+            for anchor, number in numbers.items():
+                if number:
+                    numbers[anchor] = (chapter, *number[1:])
+    return []
+
+
 # ---- the site --------------------------------------------------------------------
 
 
@@ -306,6 +332,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", on_source_read)
     app.connect("autodoc-process-docstring", on_docstring)
     app.connect("doctree-read", on_doctree_read)
+    app.connect("env-get-updated", on_numbered, priority=900)  # after Sphinx's own
     app.connect("html-page-context", on_page_context, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}
