@@ -9,6 +9,7 @@ from torch import nn
 
 from transformer.positions import (
     LearnedPositions,
+    NoPositions,
     Rotary,
     SinusoidalPositions,
     angles,
@@ -226,8 +227,8 @@ def test_span_says_where_x_ends():
     [
         ("learned", LearnedPositions),
         ("sinusoidal", SinusoidalPositions),
-        ("rotary", nn.Identity),
-        ("none", nn.Identity),
+        ("rotary", NoPositions),
+        ("none", NoPositions),
     ],
 )
 def test_a_kind_of_positions_by_name(kind, layer):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from transformer.dropout import Dropout, check_dropout
 from transformer.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
-from transformer.multi_head import MultiHeadAttention
+from transformer.multi_head import Cache, LayerCache, MultiHeadAttention
 from transformer.norm import LayerNorm, RMSNorm
 from transformer.positions import Rotary
 
-__all__ = ["Block", "BlockConfig", "Stack", "make_norm"]
+__all__ = ["Block", "BlockConfig", "Stack", "make_cache", "make_norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,27 @@ def make_norm(config: BlockConfig) -> LayerNorm | RMSNorm:
     return LayerNorm(config.d_model, config.norm_eps, config.bias)
 
 
+def make_cache(
+    config: BlockConfig, batch: int, room: int, max_len: int, like: Tensor
+) -> Cache:
+    """An empty cache for ``batch`` texts of up to ``room`` ids, max_len where it is 0.
+
+    ``like`` gives number type and device. Raises ValueError for a room that isn't
+    between 1 and ``max_len``: there are no positions past it.
+    """
+    c, room = config, room or max_len
+    if not 1 <= room <= max_len:
+        raise ValueError(f"room must be 1 to max_len = {max_len}, got {room}")
+    heads, head_dim = c.n_kv_heads or c.n_heads, c.d_model // c.n_heads
+    return Cache(c.n_layers, batch, heads, room, head_dim, like)
+
+
 class Block(nn.Module):
     """One layer: x ``(B, T, D)`` -> ``(B, T, D)`` (Vaswani et al. 2017, section 3.1).
 
     ``mask`` is boolean, broadcastable to ``(B, H, T, T)``, True = may attend;
-    ``causal`` hides later positions. Raises ValueError when x is not d_model wide.
+    ``causal`` hides later positions; ``cache`` holds the keys and values of earlier
+    rows. Raises ValueError when x is not d_model wide.
     """
 
     def __init__(self, config: BlockConfig, rotary: Rotary | None = None) -> None:
@@ -100,7 +116,11 @@ class Block(nn.Module):
         self.dropout = Dropout(c.dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(
@@ -108,7 +128,7 @@ class Block(nn.Module):
             )
 
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention(x, mask=mask, causal=causal))
+            return self.dropout(self.attention(x, None, mask, causal, cache))
 
         def think(x: Tensor) -> Tensor:
             return self.dropout(self.feed_forward(x))
@@ -127,7 +147,8 @@ class Stack(nn.Module):
     """``n_layers`` blocks, each with weights of its own: ``(B, T, D)`` -> same.
 
     Pre-norm and parallel stacks end with one more norm (Radford et al. 2019, section
-    2.3), since nothing else has normed the sum. ``mask`` and ``causal`` as in Block.
+    2.3), since nothing else has normed the sum. ``mask`` and ``causal`` as in Block;
+    ``cache`` has the keys and values of every layer.
     """
 
     kind = Block
@@ -140,8 +161,13 @@ class Stack(nn.Module):
         self.norm = nn.Identity() if config.order == "post" else make_norm(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: Cache | None = None,
     ) -> Tensor:
-        for block in self.blocks:
-            x = block(x, mask=mask, causal=causal)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            kept = None if cache is None else cache.layers[i]
+            x = block(x, mask=mask, causal=causal, cache=kept)  # (B, T, D)
         return self.norm(x)

@@ -4,18 +4,18 @@ Chapter 14 of Transformers, Matrix by Matrix.
 Made from notebooks/14_encoder_decoder.ipynb by tools/export.py: edit the notebook.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from transformer.block import Block, BlockConfig, Stack, make_norm
+from transformer.block import Block, BlockConfig, Stack, make_cache, make_norm
 from transformer.dropout import Dropout
 from transformer.embeddings import TokenEmbedding, check_ids
 from transformer.gpt import Loadable, check_batch
 from transformer.masks import padding_mask
-from transformer.multi_head import MultiHeadAttention
+from transformer.multi_head import Cache, LayerCache, MultiHeadAttention, Pair
 from transformer.norm import LayerNorm, RMSNorm
 from transformer.output_head import OutputHead
 from transformer.positions import Rotary, make_positions
@@ -25,6 +25,7 @@ __all__ = [
     "DecoderBlock",
     "Transformer",
     "TransformerConfig",
+    "beam_search",
     "smoothed_cross_entropy",
     "teacher_forcing",
     "translate",
@@ -36,8 +37,9 @@ class DecoderBlock(Block):
 
     The middle part asks with x ``(B, T, D)`` and is answered by memory ``(B, S, D)``
     (Vaswani et al. 2017, section 3.1). ``mask`` and ``causal`` as in Block, for x;
-    ``memory_mask`` boolean, broadcastable to ``(B, H, T, S)``. Raises ValueError for
-    parallel blocks, a missing memory or a wrong width.
+    ``memory_mask`` boolean, broadcastable to ``(B, H, T, S)``. With a ``cache`` the
+    memory's keys and values are made once. Raises ValueError for parallel blocks, a
+    missing memory or a wrong width.
     """
 
     norm_2: LayerNorm | RMSNorm  # there is always one: no parallel decoder
@@ -59,17 +61,22 @@ class DecoderBlock(Block):
         x: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
+        cache: LayerCache | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
         if memory is None:
             raise ValueError("memory must be given to a decoder block, got None")
+        answers: Tensor | Pair = memory  # (B, S, D)
+        if cache is not None:
+            cache.memory = cache.memory or self.cross_attention.keys_values(memory)
+            answers = cache.memory  # (B, H_kv, S, K), keys and values
 
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention(x, mask=mask, causal=causal))
+            return self.dropout(self.attention(x, None, mask, causal, cache))
 
         def look(x: Tensor) -> Tensor:
-            return self.dropout(self.cross_attention(x, memory, mask=memory_mask))
+            return self.dropout(self.cross_attention(x, answers, mask=memory_mask))
 
         def think(x: Tensor) -> Tensor:
             return self.dropout(self.feed_forward(x))
@@ -93,11 +100,13 @@ class Decoder(Stack):
         x: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
+        cache: Cache | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        for block in self.blocks:
-            x = block(x, mask, causal, memory, memory_mask)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            kept = None if cache is None else cache.layers[i]
+            x = block(x, mask, causal, kept, memory, memory_mask)  # (B, T, D)
         return self.norm(x)
 
 
@@ -182,20 +191,38 @@ class Transformer(Loadable):
         return self.encoder(self.dropout(x), mask=keep)  # (B, S, D)
 
     def decode(
-        self, target_ids: Tensor, memory: Tensor, source_mask: Tensor | None = None
+        self,
+        target_ids: Tensor,
+        memory: Tensor,
+        source_mask: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Score each next word: ids ``(B, T)``, memory ``(B, S, D)`` -> ``(B, T, V)``.
 
         source_mask as in ``encode``. Filling at the end of a target needs no mask:
-        causality hides it from every word before it. Raises what ``encode`` raises.
+        causality hides it from every word before it. With a ``cache`` the ids continue
+        the target that it holds. Raises what ``encode`` raises.
         """
         check_batch("target_ids", target_ids, self.config.max_len, None)
         keep = None if source_mask is None else padding_mask(source_mask)
-        x = self.target_positions(self.embedding(target_ids))  # (B, T, D)
+        places: int | Tensor = 0
+        past = None  # the mask of a cached step
+        if cache is not None:
+            places, past = cache.step(target_ids.shape[1])  # (B, T), (B, 1, T, S)
+        x = self.target_positions(self.embedding(target_ids), places)  # (B, T, D)
         x = self.decoder(
-            self.dropout(x), causal=True, memory=memory, memory_mask=keep
+            self.dropout(x), past, cache is None, cache, memory=memory, memory_mask=keep
         )  # (B, T, D)
         return self.head(x)  # (B, T, V)
+
+    def new_cache(self, batch: int, room: int = 0) -> Cache:
+        """An empty cache for ``batch`` targets of up to ``room`` ids, max_len where 0.
+
+        It serves one memory: the first step keeps its keys and values. Raises
+        ValueError for more room than ``max_len``.
+        """
+        c = replace(self.config, n_layers=len(self.decoder.blocks))
+        return make_cache(c, batch, room, c.max_len, self.embedding.weight)
 
     def forward(
         self,
@@ -259,6 +286,55 @@ def _check_search(beams: int, max_new_tokens: int, length_penalty: float) -> Non
             raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def beam_search(
+    next_logits: Callable[[Tensor, Tensor], Tensor],
+    prompts: Tensor,
+    stop: int | None,
+    max_new_tokens: int,
+    beams: int = 1,
+    length_penalty: float = 0.6,
+) -> list[list[int]]:
+    """Find a continuation of each prompt that is worth much, by a search of few.
+
+    prompts ``(B, T)`` -> B lists of new ids, without ``stop``. Keeps the ``beams`` best
+    beginnings of each; one beam is greedy. A continuation of n ids, stop counted, is
+    worth log p / ((5 + n) / 6) ** length_penalty (Wu et al. 2016, section 7).
+    ``next_logits(ids, origin)`` scores the next id of all N = B * beams beginnings,
+    ``(N, T)`` -> ``(N, V)``; ``origin`` ``(N,)`` says which row of the call before each
+    goes on from. Raises ValueError for a count or penalty below its least value.
+    """
+    _check_search(beams, max_new_tokens, length_penalty)
+    batch, device = len(prompts), prompts.device
+    ids = prompts.repeat_interleave(beams, dim=0)  # (B * beams, T)
+    origin = torch.arange(batch * beams, device=device)  # (B * beams,)
+    first = torch.arange(batch, device=device)[:, None] * beams  # (B, 1)
+    score = torch.full((batch, beams), -torch.inf, device=device)  # log p
+    score[:, 0] = 0.0  # all beams begin alike: one is enough
+    length = torch.zeros_like(score)
+    done = torch.zeros_like(score, dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        logits = next_logits(ids, origin)  # (B * beams, V)
+        width = logits.shape[-1]
+        step = logits.log_softmax(dim=-1).view(batch, beams, width)
+        if stop is not None:
+            only_stop = step.new_full((width,), -torch.inf)
+            only_stop[stop] = 0.0  # a finished one goes on with stop, at no cost
+            step = torch.where(done[..., None], only_stop, step)
+        total = score[..., None] + step  # (B, beams, V)
+        length = length + ~done
+        worth = total / ((5 + length[..., None]) / 6) ** length_penalty
+        best = worth.flatten(1).topk(beams).indices  # (B, beams) of beams * V
+        beam, word = best // width, best % width
+        score = total.flatten(1).gather(1, best)
+        length, done = length.gather(1, beam), done.gather(1, beam) | (word == stop)
+        origin = (first + beam).flatten()  # (B * beams,)
+        ids = torch.cat((ids[origin], word.view(-1, 1)), dim=1)  # (B * beams, T + 1)
+        if done.all():
+            break
+    new = ids.view(batch, beams, -1)[:, 0, prompts.shape[1] :]  # the first is the best
+    return [row[: row.index(stop)] if stop in row else row for row in new.tolist()]
+
+
 @torch.no_grad()
 def translate(
     model: Transformer,
@@ -272,17 +348,14 @@ def translate(
 ) -> list[list[int]]:
     """Write the most probable target of each source, word by word.
 
-    source_ids ``(B, S)`` -> B lists of ids, without ``start`` and ``stop``. Keeps the
-    ``beams`` best beginnings of each; one beam is greedy. A beginning of n ids, stop
-    counted, is worth log p / ((5 + n) / 6) ** length_penalty (Wu et al. 2016, section
-    7). A target ends at ``stop``, after ``max_new_tokens`` or at the model's
-    ``max_len``. Raises ValueError for a count or penalty below its least value, and
-    what ``encode`` raises.
+    source_ids ``(B, S)`` -> B lists of ids, without ``start`` and ``stop``, found by
+    ``beam_search``. A target ends at ``stop``, after ``max_new_tokens`` or at the
+    model's ``max_len``. Raises what ``beam_search`` and ``encode`` raise.
     """
     _check_search(beams, max_new_tokens, length_penalty)
     check_ids(source_ids.cpu(), model.config.vocab_size)
     check_ids(torch.tensor([start, stop]), model.config.vocab_size)
-    batch, width = len(source_ids), model.config.vocab_size
+    most = min(max_new_tokens, model.config.max_len)
     was_training = model.training
     model.eval()
     try:
@@ -290,29 +363,18 @@ def translate(
         memory = memory.repeat_interleave(beams, dim=0)  # (B * beams, S, D)
         if source_mask is not None:
             source_mask = source_mask.repeat_interleave(beams, dim=0)
-        ids = source_ids.new_full((batch * beams, 1), start)  # (B * beams, T)
-        score = memory.new_full((batch, beams), -torch.inf)  # (B, beams) log p
-        score[:, 0] = 0.0  # all beams begin alike: one is enough
-        length = torch.zeros_like(score)
-        done = torch.zeros_like(score, dtype=torch.bool)
-        only_stop = memory.new_full((width,), -torch.inf)
-        only_stop[stop] = 0.0  # a finished target goes on with stop, at no cost
-        for _ in range(min(max_new_tokens, model.config.max_len)):
-            logits = model.decode(ids, memory, source_mask)[:, -1]  # (B * beams, V)
-            step = logits.log_softmax(dim=-1).view(batch, beams, width)
-            total = score[..., None] + torch.where(done[..., None], only_stop, step)
-            length = length + ~done
-            worth = total / ((5 + length[..., None]) / 6) ** length_penalty
-            best = worth.flatten(1).topk(beams).indices  # (B, beams) of beams * V
-            beam, word = best // width, best % width
-            score = total.flatten(1).gather(1, best)
-            length, done = length.gather(1, beam), done.gather(1, beam) | (word == stop)
-            rows = ids.view(batch, beams, -1)
-            rows = rows.gather(1, beam[..., None].expand_as(rows))  # (B, beams, T)
-            ids = torch.cat((rows, word[..., None]), dim=2).flatten(0, 1)
-            if done.all():
-                break
+        cache = None
+        if isinstance(model, Transformer) and most:
+            cache = model.new_cache(len(memory), most)
+
+        def next_logits(ids: Tensor, origin: Tensor) -> Tensor:
+            if cache is None:  # a model of another kind reads everything again
+                return model.decode(ids, memory, source_mask)[:, -1]  # (B * beams, V)
+            if beams > 1:
+                cache.reorder(origin)
+            return model.decode(ids[:, -1:], memory, source_mask, cache)[:, -1]
+
+        starts = source_ids.new_full((len(source_ids), 1), start)  # (B, 1)
+        return beam_search(next_logits, starts, stop, most, beams, length_penalty)
     finally:
         model.train(was_training)
-    winners = ids.view(batch, beams, -1)[:, 0, 1:].tolist()  # the first is the best
-    return [row[: row.index(stop)] if stop in row else row for row in winners]

@@ -13,10 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from transformer.block import BlockConfig, Stack
+from transformer.block import BlockConfig, Stack, make_cache
 from transformer.dropout import Dropout
 from transformer.embeddings import TokenEmbedding, check_ids
 from transformer.masks import padding_mask
+from transformer.multi_head import Cache, places_of
 from transformer.output_head import OutputHead, check_temperature, sample
 from transformer.positions import Rotary, make_positions
 
@@ -148,19 +149,38 @@ class GPT(Loadable):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def read(
+        self, ids: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """What ``forward`` scores: the rows of the stream at its end, ``(B, T, D)``."""
+        check_batch("ids", ids, self.config.max_len, mask)
+        keep = None if mask is None else padding_mask(mask)  # (B, 1, 1, T)
+        places: int | Tensor = 0 if mask is None else places_of(mask)  # (B, T)
+        if cache is not None:  # the ids continue what it has read
+            places, keep = cache.step(ids.shape[1], mask)  # (B, T), (B, 1, T, S)
+        x = self.dropout(self.positions(self.embedding(ids), places))  # (B, T, D)
+        return self.stack(x, keep, causal=cache is None, cache=cache)  # (B, T, D)
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """Score the next id at every position.
 
         ids ``(B, T)`` integers; mask ``(B, T)`` boolean, True = real token, for batches
-        padded on the right -> logits ``(B, T, V)``. Raises ValueError for a wrong
-        shape or more than ``max_len`` positions, TypeError for a wrong type, IndexError
-        for an id outside the vocabulary.
+        padded on either side -> logits ``(B, T, V)``. With a ``cache`` the ids continue
+        the text that it holds, and join it. Raises ValueError for a wrong shape or more
+        than ``max_len`` positions, TypeError for a wrong type, IndexError for an id
+        outside the vocabulary.
         """
-        check_batch("ids", ids, self.config.max_len, mask)
-        keep = None if mask is None else padding_mask(mask)  # (B, 1, 1, T)
-        x = self.dropout(self.positions(self.embedding(ids)))  # (B, T, D)
-        x = self.stack(x, mask=keep, causal=True)  # (B, T, D)
-        return self.head(x)  # (B, T, V)
+        return self.head(self.read(ids, mask, cache))  # (B, T, V)
+
+    def new_cache(self, batch: int, room: int = 0) -> Cache:
+        """An empty cache for ``batch`` texts of up to ``room`` ids, max_len where 0.
+
+        Raises ValueError for more room than ``max_len``: there are no positions.
+        """
+        c = self.config
+        return make_cache(c, batch, room, c.max_len, self.embedding.weight)
 
 
 def shift(ids: Tensor) -> tuple[Tensor, Tensor]:

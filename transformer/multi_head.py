@@ -4,6 +4,7 @@ Chapter 6 of Transformers, Matrix by Matrix.
 Made from notebooks/06_multi_head.ipynb by tools/export.py: edit the notebook.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,98 @@ from transformer.attention import attention, attention_weights
 from transformer.masks import causal_mask, check_mask
 from transformer.positions import Rotary
 
-__all__ = ["MultiHeadAttention", "attention_maps"]
+__all__ = ["Cache", "LayerCache", "MultiHeadAttention", "attention_maps", "places_of"]
+
+Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+@dataclass
+class LayerCache:
+    """The keys and values that one layer has made of the text so far.
+
+    key and value ``(B, H_kv, S, K)`` have room for S positions; places ``(B, T)`` say
+    where the rows at hand stand. ``memory`` keeps a decoder's keys and values of its
+    source, which are made once.
+    """
+
+    key: Tensor
+    value: Tensor
+    places: Tensor
+    memory: Pair | None = None
+
+    def write(self, key: Tensor, value: Tensor) -> Pair:
+        """Keep new rows, ``(B, H_kv, T, K)`` each; return all, ``(B, H_kv, S, K)``."""
+        row = torch.arange(len(key), device=key.device)[:, None]  # (B, 1)
+        for kept, new in ((self.key, key), (self.value, value)):
+            kept[row, :, self.places] = new.transpose(1, 2).to(kept.dtype)
+        return self.key.to(key.dtype), self.value.to(value.dtype)
+
+
+def places_of(mask: Tensor) -> Tensor:
+    """Where each token of a padded batch stands in its own text: ``(B, T)``.
+
+    mask ``(B, T)``, True = real token. Real tokens are counted from 0, whichever side
+    the filling is on; the filling stands behind them.
+    """
+    count = mask.sum(dim=1, keepdim=True)  # (B, 1)
+    return torch.where(mask, mask.cumsum(1), count + (~mask).cumsum(1)) - 1
+
+
+class Cache:
+    """What a decoder keeps of the text that it has read, layer by layer.
+
+    ``length`` ``(B,)`` counts the tokens of each row. ``room`` S is fixed, so that a
+    step always has the same shapes; ``like`` gives number type and device. Raises
+    ValueError for a size below one.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch: int,
+        n_kv_heads: int,
+        room: int,
+        head_dim: int,
+        like: Tensor,
+    ) -> None:
+        shape = (batch, n_kv_heads, room, head_dim)
+        if min(n_layers, *shape) < 1:
+            raise ValueError(
+                "a cache needs at least one layer, row, head, place and column, "
+                f"got {(n_layers, *shape)}"
+            )
+        self.room = room
+        self.length = torch.zeros(batch, dtype=torch.long, device=like.device)  # (B,)
+        self.layers = [
+            LayerCache(
+                like.new_zeros(shape), like.new_zeros(shape), self.length[:, None]
+            )
+            for _ in range(n_layers)
+        ]
+
+    def step(self, n_new: int, mask: Tensor | None = None) -> Pair:
+        """Make room for ``n_new`` more ids a row: their places, and whom they may see.
+
+        mask ``(B, T)``, True = real token -> ``(B, T)`` and boolean ``(B, 1, T, S)``.
+        Filling is written behind the real tokens, where the next step overwrites it.
+        Past the end of the room the writing raises IndexError, on a CPU.
+        """
+        every = torch.arange(n_new, device=self.length.device).expand(
+            len(self.length), n_new
+        )
+        new = every if mask is None else places_of(mask)  # (B, T)
+        places = self.length[:, None] + new
+        self.length += n_new if mask is None else mask.sum(dim=1)
+        for layer in self.layers:
+            layer.places = places
+        slots = torch.arange(self.room, device=places.device)  # (S,)
+        return places, (slots <= places[..., None])[:, None]  # (B, 1, T, S)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i go on from what row ``rows[i]`` has read, as a beam search does."""
+        self.length = self.length[rows]  # (B,)
+        for layer in self.layers:
+            layer.key, layer.value = layer.key[rows], layer.value[rows]
 
 
 class MultiHeadAttention(nn.Module):
@@ -67,24 +159,37 @@ class MultiHeadAttention(nn.Module):
         """Cut the last axis into heads: ``(B, T, H*K)`` -> ``(B, H, T, K)``."""
         return rearrange(x, "B T (H K) -> B H T K", K=self.head_dim)
 
+    def keys_values(self, memory: Tensor, start: int | Tensor = 0) -> Pair:
+        """What rows ``(B, S, D)`` answer with, each ``(B, H_kv, S, K)``."""
+        key = self.split(self.key(memory))  # (B, H_kv, S, K)
+        value = self.split(self.value(memory))  # (B, H_kv, S, K)
+        if self.rotary is not None:
+            key = self.rotary(key, start)
+        return key, value
+
     def project(
-        self, x: Tensor, memory: Tensor | None
+        self, x: Tensor, memory: Tensor | Pair | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys and values of memory, each ``(B, H, T or S, K)``."""
+        """Queries of x, keys and values of all that answers, ``(B, H, T or S, K)``."""
         memory = x if memory is None else memory
         d_model = self.query.in_features
         for name, rows in (("x", x), ("memory", memory)):
-            shape = tuple(rows.shape)
-            if len(shape) != 3 or shape[-1] != d_model or shape[0] != x.shape[0]:
+            shape = () if isinstance(rows, tuple) else tuple(rows.shape)
+            if shape and (len(shape) != 3 or shape[::2] != (x.shape[0], d_model)):
                 raise ValueError(
                     f"{name} must have shape (batch, positions, d_model) = "
                     f"({x.shape[0]}, any, {d_model}), got {shape}"
                 )
+        start = 0 if cache is None else cache.places
         query = self.split(self.query(x))  # (B, H, T, K)
-        key = self.split(self.key(memory))  # (B, H_kv, S, K)
-        value = self.split(self.value(memory))  # (B, H_kv, S, K)
         if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
+            query = self.rotary(query, start)
+        if isinstance(memory, tuple):  # made before, once for the whole text
+            key, value = memory
+        else:
+            key, value = self.keys_values(memory, start)  # (B, H_kv, S, K)
+        if cache is not None:
+            key, value = cache.write(key, value)  # (B, H_kv, S, K): the past as well
         groups = self.n_heads // self.n_kv_heads
         if groups > 1:  # one key head serves `groups` neighbouring query heads
             key = key.repeat_interleave(groups, dim=1)  # (B, H, S, K)
@@ -106,17 +211,19 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Tensor | Pair | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """x ``(B, T, D)``, memory ``(B, S, D)`` -> ``(B, T, D)``.
+        """x ``(B, T, D)``, memory ``(B, S, D)`` or its keys_values -> ``(B, T, D)``.
 
         mask boolean, True = may attend, broadcastable to ``(B, H, T, S)``; ``causal``
-        hides later positions as well. Raises ValueError for a wrong shape, TypeError
-        for a mask that isn't boolean.
+        hides later positions as well. With a ``cache`` x continues the text whose keys
+        and values it holds, S is its room, and the mask must hide what is not written.
+        Raises ValueError for a wrong shape, TypeError for a mask that isn't boolean.
         """
-        query, key, value = self.project(x, memory)
+        query, key, value = self.project(x, memory, cache)
         if mask is not None or key.shape[-2] != query.shape[-2]:
             # the kernel's causal flag takes neither a mask nor T unlike S
             mask, causal = self.one_mask(query, key, mask, causal), False
@@ -127,12 +234,13 @@ class MultiHeadAttention(nn.Module):
     def weights(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Tensor | Pair | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """The maps ``(B, H, T, S)`` that ``forward`` uses and never stores."""
-        query, key, _ = self.project(x, memory)
+        query, key, _ = self.project(x, memory, cache)
         return attention_weights(query, key, self.one_mask(query, key, mask, causal))
 
 

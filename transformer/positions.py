@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 __all__ = [
     "LearnedPositions",
+    "NoPositions",
     "Rotary",
     "SinusoidalPositions",
     "angles",
     "check_span",
     "make_positions",
+    "rows_at",
     "sinusoidal",
 ]
 
@@ -59,6 +61,17 @@ def check_span(x: Tensor, start: int, max_len: int, width: int) -> int:
     return stop
 
 
+def rows_at(x: Tensor, start: int | Tensor, max_len: int, width: int) -> slice | Tensor:
+    """What to index a table with for x ``(..., T, width)``, checked by check_span.
+
+    Rows ``start .. start+T-1``, or the places ``(B, T)`` that ``start`` lists.
+    """
+    if isinstance(start, Tensor):  # its values are not looked at: that stalls a GPU
+        check_span(x, 0, max_len, width)
+        return start
+    return slice(start, check_span(x, start, max_len, width))
+
+
 class SinusoidalPositions(nn.Module):
     """Add row t of the sine-cosine table to the vector at position t.
 
@@ -73,13 +86,13 @@ class SinusoidalPositions(nn.Module):
         table = sinusoidal(max_len, d_model).to(torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)  # (T, D)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
         """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``.
 
-        Raises ValueError if x has another width or passes ``max_len``.
+        ``start`` may list the place of each row instead, ``(B, T)``. Raises ValueError
+        if x has another width or passes ``max_len``.
         """
-        stop = check_span(x, start, *self.table.shape)
-        return x + self.table[start:stop]  # (T, D) joins every batch
+        return x + self.table[rows_at(x, start, *self.table.shape)]  # + (T, D)
 
 
 class LearnedPositions(nn.Module):
@@ -94,13 +107,13 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(max_len, d_model))  # (T, D)
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
         """x ``(B, T, D)`` at positions ``start .. start+T-1`` -> ``(B, T, D)``.
 
-        Raises ValueError if x has another width or passes ``max_len``.
+        ``start`` may list the place of each row instead, ``(B, T)``. Raises ValueError
+        if x has another width or passes ``max_len``.
         """
-        stop = check_span(x, start, *self.weight.shape)
-        return x + self.weight[start:stop]  # (T, D) joins every batch
+        return x + self.weight[rows_at(x, start, *self.weight.shape)]  # + (T, D)
 
 
 class Rotary(nn.Module):
@@ -124,17 +137,27 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().to(dtype), persistent=False)
         self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
         """x ``(B, H, T, K)`` at positions ``start .. start+T-1``, turned, same dtype.
 
-        Raises ValueError if x has another width or passes ``max_len``.
+        ``start`` may list the place of each row instead, ``(B, T)``. Raises ValueError
+        if x has another width or passes ``max_len``.
         """
         max_len, pairs = self.cos.shape
-        stop = check_span(x, start, max_len, 2 * pairs)
-        cos, sin = self.cos[start:stop], self.sin[start:stop]  # (T, K/2)
+        at = rows_at(x, start, max_len, 2 * pairs)
+        cos, sin = self.cos[at], self.sin[at]  # (T, K/2) or (B, T, K/2)
+        if isinstance(start, Tensor):  # the same for every head
+            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, K/2)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, K/2) each
         turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
         return turned.type_as(x)  # (B, H, T, K)
+
+
+class NoPositions(nn.Module):
+    """Add nothing, wherever the rows stand."""
+
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
+        return x
 
 
 def make_positions(kind: str, max_len: int, d_model: int) -> nn.Module:
@@ -147,7 +170,7 @@ def make_positions(kind: str, max_len: int, d_model: int) -> nn.Module:
     if kind == "sinusoidal":
         return SinusoidalPositions(max_len, d_model)
     if kind in ("rotary", "none"):
-        return nn.Identity()
+        return NoPositions()
     raise ValueError(
         f"positions must be 'learned', 'sinusoidal', 'rotary' or 'none', got {kind!r}"
     )

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transformer.bert import BERT, BERTConfig, MaskedLM
-from transformer.block import BlockConfig, Stack
+from transformer.block import BlockConfig, Stack, make_cache
 from transformer.embeddings import TokenEmbedding, check_ids
 from transformer.encoder_decoder import Decoder, Transformer, TransformerConfig
 from transformer.gpt import GPT, GPTConfig, Loadable, check_batch
+from transformer.multi_head import Cache
 from transformer.output_head import OutputHead
 from transformer.positions import (
     LearnedPositions,
@@ -521,12 +522,24 @@ class Whisper(Loadable):
         x = F.gelu(self.conv_2(x)).transpose(1, 2)  # (B, S, D)
         return self.encoder(self.source_positions(x))  # (B, S, D)
 
-    def decode(self, ids: Tensor, memory: Tensor) -> Tensor:
-        """Score each next id: ids ``(B, T)``, memory ``(B, S, D)`` -> ``(B, T, V)``."""
+    def decode(self, ids: Tensor, memory: Tensor, cache: Cache | None = None) -> Tensor:
+        """Score each next id: ids ``(B, T)``, memory ``(B, S, D)`` -> ``(B, T, V)``.
+
+        With a ``cache`` the ids continue the text that it holds.
+        """
         check_batch("ids", ids, self.config.max_len, None)
-        x = self.target_positions(self.embedding(ids))  # (B, T, D)
-        x = self.decoder(x, causal=True, memory=memory)  # (B, T, D)
+        places: int | Tensor = 0
+        past = None  # the mask of a cached step
+        if cache is not None:
+            places, past = cache.step(ids.shape[1])  # (B, T), (B, 1, T, S)
+        x = self.target_positions(self.embedding(ids), places)  # (B, T, D)
+        x = self.decoder(x, past, cache is None, cache, memory=memory)  # (B, T, D)
         return self.head(x)  # (B, T, V)
+
+    def new_cache(self, batch: int, room: int = 0) -> Cache:
+        """An empty cache for ``batch`` texts of up to ``room`` ids, max_len where 0."""
+        c = replace(self.config, n_layers=len(self.decoder.blocks))
+        return make_cache(c, batch, room, c.max_len, self.embedding.weight)
 
     def forward(self, features: Tensor, ids: Tensor) -> Tensor:
         return self.decode(ids, self.encode(features))  # (B, T, V)
@@ -557,11 +570,13 @@ def transcribe(
     model.eval()
     try:
         memory = model.encode(features)  # (1, S, D)
+        cache, new = model.new_cache(1), ids
         for _ in range(min(max_new_tokens, model.config.max_len - len(prompt))):
-            best = model.decode(ids, memory)[:, -1].argmax(dim=-1)  # (1,)
+            best = model.decode(new, memory, cache)[:, -1].argmax(dim=-1)  # (1,)
             if best.item() == stop:
                 break
-            ids = torch.cat((ids, best[:, None]), dim=1)  # (1, T + 1)
+            new = best[:, None]  # (1, 1)
+            ids = torch.cat((ids, new), dim=1)  # (1, T + 1)
     finally:
         model.train(was_training)
     return ids[0, len(prompt) :].tolist()
