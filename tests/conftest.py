@@ -16,8 +16,12 @@ LONG = (
     "14_encoder_decoder.ipynb",
     "15_vision.ipynb",
     "13_bert.ipynb",
+    "17_learning_rate.ipynb",
     "12_gpt.ipynb",
+    "18_generation.ipynb",
+    "test_kill.py",
     "19_pretrained.ipynb",
+    "24_program.ipynb",
     "test_gpt_training.py",
 )
 

@@ -93,3 +93,77 @@ def test_code_that_does_not_parse_is_told(copy):
     done = export(copy)
     assert done.returncode != 0
     assert path.name in done.stdout + done.stderr
+
+
+# ------------------------------------------------------- several modules in a notebook
+
+
+def markdown(text):
+    return {"cell_type": "markdown", "source": text}
+
+
+def code(text):
+    return {"cell_type": "code", "source": text}
+
+
+TWO = [
+    markdown("# Title\n\n> The first module."),
+    code("#| default_exp first"),
+    code("#| export\nimport math\n\nONE = 1"),
+    markdown("In between."),
+    markdown("### Part\n\n> The second\n> module."),
+    markdown("Text without a quote."),
+    code("#| default_exp second"),
+    code("#| export\ndef two():\n    return 2"),
+    code("not_exported = 3"),
+]
+
+
+def write_notebook(root, cells, name="99_toy"):
+    (root / "notebooks").mkdir(exist_ok=True)
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+
+
+def test_two_modules_of_one_notebook(copy):
+    write_notebook(copy, TWO)
+    assert export(copy).returncode == 0
+    first, second = (
+        (copy / f"transformer/{name}.py").read_text() for name in ("first", "second")
+    )
+    assert first.startswith('"""The first module.\n') and "ONE = 1" in first
+    assert second.startswith('"""The second module.\n') and "def two" in second
+    assert "two" not in first and "ONE" not in second and "import math" not in second
+    assert "not_exported" not in first + second
+    assert "Made from notebooks/99_toy.ipynb" in second
+    write_notebook(copy, TWO[:3])
+    assert "removed transformer/second.py" in export(copy).stdout
+    assert export(copy, "--check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (
+            [code("#| export\nONE = 1"), *TWO],
+            "`#| export` but no `#| default_exp name`",
+        ),
+        ([*TWO, code("#| default_exp first")], "wants the name of a new module"),
+        ([code("#| default_exp a-b")], "wants the name of a new module, got 'a-b'"),
+        ([code("#| default_exp gpt")], "99_toy.ipynb: makes transformer/gpt.py, which"),
+    ],
+)
+def test_modules_that_cannot_be(copy, cells, said):
+    before = package(copy)
+    write_notebook(copy, cells)
+    done = export(copy)
+    assert done.returncode == 2 and said in done.stderr
+    assert package(copy) == before
+
+
+def test_the_door_belongs_to_the_program(copy):
+    """``__main__.py`` comes and goes with the module that it opens."""
+    assert (copy / "transformer/__main__.py").exists()
+    (copy / "notebooks/24_program.ipynb").unlink()
+    assert export(copy).returncode == 0
+    assert not (copy / "transformer/__main__.py").exists()

@@ -58,3 +58,13 @@ def test_on_config_is_called():
 )
 def test_in_words(seconds, said):
     assert literate.in_words(seconds) == said
+
+
+def test_every_module_of_a_notebook_is_a_section():
+    """The API page lists a chapter's modules in their order, constants apart."""
+    found = literate.chapters()
+    of_program = [m for m, c in found.items() if c.notebook == "24_program"]
+    assert of_program == ["corpus", "checkpoint", "settings", "program"]
+    assert "PRESETS" in found["settings"].constants
+    assert "PRESETS" not in found["program"].constants
+    assert found["attention"].notebook == "04_attention"

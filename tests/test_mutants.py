@@ -31,6 +31,12 @@ REQUIRED = {
     "target-not-shifted",
     "smoothing-off-by-one-class",
     "patches-by-columns",
+    "accumulation-not-divided",
+    "cache-position-off-by-one",
+    "top-p-without-the-crossing-word",
+    "length-penalty-sign",
+    "decay-on-norms",
+    "resume-without-random-state",
 }
 
 

@@ -5,12 +5,14 @@
 
 The directives stand in the first lines of a code cell:
 
-    #| default_exp attention          this notebook makes transformer/attention.py
+    #| default_exp attention          from here on: transformer/attention.py
     #| export                         this cell is part of it
 
-The module's docstring is the ``> `` lines under the notebook's title. Imports of all
-exported cells are gathered at the top. ``__all__`` holds the public functions, classes
-and CONSTANTS. The same notebooks give the same bytes.
+A notebook may make several modules: a cell goes to the nearest ``default_exp`` above
+it. A module's docstring is the ``> `` lines of the last text above its ``default_exp``
+that has any: for the first module, those under the title. Imports of all exported cells
+are gathered at the top. ``__all__`` holds the public functions, classes and CONSTANTS.
+The same notebooks give the same bytes.
 """
 
 import argparse
@@ -34,10 +36,11 @@ MARK = "by tools/export.py"  # a file of the package with this note is ours to r
 # module does not exist yet waits for its chapter.
 PUBLIC = {
     "tokens": ["Tokenizer"],
-    "gpt": ["GPT", "GPTConfig", "generate"],
+    "gpt": ["GPT", "GPTConfig"],
     "bert": ["BERT", "BERTConfig"],
     "encoder_decoder": ["Transformer", "TransformerConfig"],
     "vision": ["ViT", "ViTConfig"],
+    "generation": ["generate"],
     "pretrained": ["from_pretrained", "save_pretrained"],
 }
 
@@ -47,12 +50,12 @@ class ExportError(Exception):
 
 
 @dataclass
-class Chapter:
-    """What one notebook says about its module."""
+class Module:
+    """What a notebook says about one of its modules."""
 
-    path: Path
-    module: str | None = None
-    doc: str = ""
+    path: Path  # the notebook's
+    name: str
+    doc: str
     cells: list[tuple[int, str]] = field(default_factory=list)  # (number, source)
 
 
@@ -66,38 +69,38 @@ def split_directives(source: str) -> tuple[dict[str, str], str]:
     return found, "\n".join(lines).strip("\n")
 
 
-def read(path: Path) -> Chapter:
-    """Read the title, the module's name and the exported cells of a notebook."""
-    chapter = Chapter(path)
+def read(path: Path) -> list[Module]:
+    """Read the modules of a notebook: names, docstrings, exported cells."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError) as error:
         raise ExportError(f"{path.name}: not a notebook ({error})") from error
+    modules: list[Module] = []
+    doc = ""
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and not chapter.doc:
-            if title := re.match(r"# (.+)", source):
-                said = [
-                    x[2:].strip() for x in source.splitlines() if x.startswith("> ")
-                ]
-                chapter.doc = " ".join(said) or title[1].strip() + "."
+        where = f"{path.name}, cell {number}"
+        if cell["cell_type"] == "markdown":
+            title = re.match(r"# (.+)", source)
+            said = [x[2:].strip() for x in source.splitlines() if x.startswith("> ")]
+            doc = " ".join(said) or doc or (title[1].strip() + "." if title else "")
         elif cell["cell_type"] == "code":
             found, code = split_directives(source)
             if "default_exp" in found:
                 name = found["default_exp"]
-                if chapter.module or not name.isidentifier():
+                if not name.isidentifier() or name in {m.name for m in modules}:
                     raise ExportError(
-                        f"{path.name}, cell {number}: `#| default_exp` wants one module"
-                        f" name a notebook, got {name!r}"
+                        f"{where}: `#| default_exp` wants the name of a new module,"
+                        f" got {name!r}"
                     )
-                chapter.module = name
+                modules.append(Module(path, name, doc))
             if "export" in found and code:
-                chapter.cells.append((number, code))
-    if chapter.cells and not chapter.module:
-        raise ExportError(
-            f"{path.name}: has `#| export` cells but no `#| default_exp name` cell"
-        )
-    return chapter
+                if not modules:
+                    raise ExportError(
+                        f"{where}: `#| export` but no `#| default_exp name` above it"
+                    )
+                modules[-1].cells.append((number, code))
+    return modules
 
 
 def take_imports(code: str, tree: ast.Module) -> tuple[list[str], str]:
@@ -153,13 +156,13 @@ def quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
 
-def module_text(chapter: Chapter) -> str:
+def module_text(module: Module) -> str:
     """Return the text of one module."""
     imports: list[str] = []
     bodies: list[str] = []
     home: dict[str, int] = {}
-    for number, code in chapter.cells:
-        where = f"{chapter.path.name}, cell {number}"
+    for number, code in module.cells:
+        where = f"{module.path.name}, cell {number}"
         try:
             tree = ast.parse(code)
         except SyntaxError as error:
@@ -173,12 +176,12 @@ def module_text(chapter: Chapter) -> str:
         found, body = take_imports(code, tree)
         imports += found
         bodies += [body] if body else []
-    number_of = chapter.path.stem.split("_")[0].lstrip("0")
+    number_of = module.path.stem.split("_")[0].lstrip("0")
     note = (
         f"Chapter {number_of} of {BOOK}.\n"
-        f"Made from notebooks/{chapter.path.name} {MARK}: edit the notebook."
+        f"Made from notebooks/{module.path.name} {MARK}: edit the notebook."
     )
-    doc = textwrap.fill(quoted(chapter.doc), 85)
+    doc = textwrap.fill(quoted(module.doc), 85)
     parts = [f'"""{doc}\n\n{note}\n"""']
     parts += ["\n".join(dict.fromkeys(imports)), f"__all__ = {sorted(home)!r}"]
     return tidy("\n\n".join(parts + bodies) + "\n")
@@ -240,23 +243,48 @@ def __dir__() -> list[str]:
 ''')
 
 
+DOOR = f'''"""The commands ``python -m transformer`` and ``transformer``.
+
+Made {MARK}.
+"""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the program of chapter 24, or say in a line what it lacks."""
+    try:
+        from transformer.program import app
+    except ModuleNotFoundError as error:
+        lack = f"the program needs {{error.name}}, which is not installed"
+        sys.exit(f'{{lack}}: pip install ".[train]"')
+    app(prog_name="transformer")
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
 def wanted(root: Path) -> dict[Path, str]:
     """Return every file of the package with the text that it should have."""
     made: dict[str, str] = {}
     source: dict[str, str] = {}
     for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
-        chapter = read(path)
-        if chapter.module is None:
-            continue
-        if chapter.module in made:
-            raise ExportError(
-                f"{path.name}: makes transformer/{chapter.module}.py, which"
-                f" {source[chapter.module]} makes too"
-            )
-        made[chapter.module] = module_text(chapter)
-        source[chapter.module] = path.name
+        for module in read(path):
+            if module.name in made:
+                raise ExportError(
+                    f"{path.name}: makes transformer/{module.name}.py, which"
+                    f" {source[module.name]} makes too"
+                )
+            made[module.name] = module_text(module)
+            source[module.name] = path.name
     package = root / "transformer"
     files = {package / f"{name}.py": text for name, text in made.items()}
+    if "program" in made:
+        files[package / "__main__.py"] = DOOR
     by_hand = {
         path.stem: path.read_text(encoding="utf-8")
         for path in package.glob("*.py")

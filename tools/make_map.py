@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 from bookdraw import CARD, INK, QUIET, ROLE  # noqa: E402
 
 TARGET = ROOT / "book" / "_static" / "map"
-WIDTH, HEIGHT = 760, 444
+WIDTH, HEIGHT = 760, 508
 STREAM = 232  # the height at which the residual stream runs
 SECOND = 408  # and in the encoder's wing below
 WALL, FLOOR, WIRE = "#c9d0d6", "#eef1f3", "#a9b3bc"
@@ -49,6 +49,8 @@ INSIDE_BLOCK = ("multi_head", "attention", "masks", "dropout", "norm", "feed_for
 HOUSE = (*FRONT, "block", *INSIDE_BLOCK, "output_head")
 WING = ("bert", "encoder_decoder", "vision")
 WEIGHTY = tuple(r for r in (*HOUSE, *WING) if r not in ("masks", "dropout"))
+LOOP = ("tokens", "multi_head", "attention", "output_head")  # the last word is read
+WORK = ("learning_rate", "training", "generation")
 ROOMS = [  # frames first: what stands in them is drawn on top
     Room("gpt", "GPT", "residual", (6, 6, 748, 270), HOUSE, frame=True),
     Room("block", "block × L", "residual", (170, 22, 418, 240), INSIDE_BLOCK, True),
@@ -81,6 +83,10 @@ ROOMS = [  # frames first: what stands in them is drawn on top
     ),
     Room("vision", "patches", "residual", (24, 390, 122, 36), ("bert", "positions")),
     Room("pretrained", "real weights", "value", (612, 390, 124, 36), WEIGHTY),
+    Room("learning_rate", "learning rate", "key", (24, 456, 134, 36), ("training",)),
+    Room("training", "training step", "key", (182, 456, 134, 36), WEIGHTY),
+    Room("program", "program", "residual", (370, 456, 110, 36), WORK),
+    Room("generation", "generation", "query", (612, 456, 124, 36), LOOP),
 ]
 NAMES = list(dict.fromkeys(room.name for room in ROOMS))
 
@@ -198,6 +204,17 @@ def wing(awake: bool) -> list[str]:
     return [*parts, line("M85 372V388")]
 
 
+def yard() -> list[str]:
+    """Below the house: what trains the weights, and what lets the model write."""
+    return [
+        line("M158 474H180"),  # how large the step
+        line("M249 456V434"),  # the step changes the weights
+        line("M370 474H318"),
+        line("M480 474H610"),
+        line("M736 166H740Q746 166 746 172V468Q746 474 740 474H738", arrow=False),
+    ]
+
+
 def walls(room: Room, lit: Room) -> list[str]:
     """One room: quiet, lit, or glowing a little because the lit one works with it."""
     x, y, width, height = room.box
@@ -238,7 +255,7 @@ def draw(name: str) -> str:
     frames = [room for room in ROOMS if room.frame]
     plain = [room for room in ROOMS if not room.frame]
     body = [part for room in frames for part in walls(room, lit)]
-    body += wires() + wing("bert" in (lit.name, *lit.glows))
+    body += wires() + wing("bert" in (lit.name, *lit.glows)) + yard()
     body += [part for room in plain for part in walls(room, lit)]
     body.append(words(85, 42, "the dog bites …", INK, 16, ' text-anchor="middle"'))
     head = f"""\
@@ -250,7 +267,9 @@ def draw(name: str) -> str:
 runs through L blocks, each of masked multi-head attention and a feed-forward layer with
 dropout, addition and norm, to the output head. In a wing below, an encoder of the same
 blocks reads words or the patches of a picture, and cross-attention carries what it made
-to the blocks above; a door lets real weights in. Lit here: {escape(label)}.</desc>
+to the blocks above; a door lets real weights in. In the yard, training steps change the
+weights at a learning rate, generation draws the next word, and a program runs both.
+Lit here: {escape(label)}.</desc>
 <defs><marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="8"
  markerHeight="8" markerUnits="userSpaceOnUse" orient="auto">
 <path d="M0 0L8 4L0 8z" fill="{WIRE}"/></marker></defs>

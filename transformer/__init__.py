@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer.bert import BERT, BERTConfig
     from transformer.encoder_decoder import Transformer, TransformerConfig
-    from transformer.gpt import GPT, GPTConfig, generate
+    from transformer.generation import generate
+    from transformer.gpt import GPT, GPTConfig
     from transformer.pretrained import from_pretrained, save_pretrained
     from transformer.tokens import Tokenizer
     from transformer.vision import ViT, ViTConfig
@@ -45,7 +46,7 @@ _HOME = {
     "ViT": "vision",
     "ViTConfig": "vision",
     "from_pretrained": "pretrained",
-    "generate": "gpt",
+    "generate": "generation",
     "save_pretrained": "pretrained",
 }
 

@@ -168,7 +168,10 @@ class MultiHeadAttention(nn.Module):
         return key, value
 
     def project(
-        self, x: Tensor, memory: Tensor | Pair | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        memory: Tensor | Pair | None = None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x, keys and values of all that answers, ``(B, H, T or S, K)``."""
         memory = x if memory is None else memory

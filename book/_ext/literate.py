@@ -196,14 +196,15 @@ def chapters() -> dict[str, Chapter]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells]
         title = next((s.splitlines()[0][2:] for s in sources if s.startswith("# ")), "")
-        module, constants = None, []
+        module = ""
         for source in sources:
             directives, code = split_directives(source)
-            module = directives.get("default_exp", module)
+            if "default_exp" in directives:
+                module = directives["default_exp"]
+                found[module] = Chapter(path.stem, title, [])
             if "export" in directives:
-                constants += [n for n, is_one in definitions(code).items() if is_one]
-        if module:
-            found[module] = Chapter(path.stem, title, constants)
+                names = definitions(code)
+                found[module].constants += [n for n in names if names[n]]
     return found
 
 
