@@ -440,6 +440,16 @@ def test_switches(tmp_path, switch):
     assert columns["loss"][-1] < columns["loss"][0]
 
 
+def test_the_optimizer_is_fused_or_not(tmp_path, whole):
+    """The same steps, to rounding."""
+    changed = config(tmp_path, "train.fused=false")
+    made = Run(changed, read_corpus(changed)).optimizer
+    assert made.defaults["fused"] is False
+    assert train(changed, tmp_path / "run") == 0
+    losses = [read_metrics(run)["loss"] for run in (tmp_path / "run", whole.parent)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 @pytest.mark.slow
 def test_compiled(tmp_path, whole):
     """Needs a C compiler; the same steps, to rounding."""

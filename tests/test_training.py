@@ -179,8 +179,9 @@ def adamw_by_hand(model, gradients, rate, weight_decay, betas, eps=1e-8):
     return weights
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.3, "betas": (0.8, 0.99)}])
-def test_optimizer_equals_adamw_by_hand(options):
+def test_optimizer_equals_adamw_by_hand(options, fused):
     model = tiny_gpt()
     names = [name for name, _ in model.named_parameters()]
     gradients = [
@@ -189,7 +190,8 @@ def test_optimizer_equals_adamw_by_hand(options):
     ]
     given = {"weight_decay": 0.1, "betas": (0.9, 0.95)} | options
     expected = adamw_by_hand(model, gradients, 0.01, **given)
-    optimizer = make_optimizer(model, 0.01, **options)
+    optimizer = make_optimizer(model, 0.01, **options, fused=fused)
+    assert optimizer.defaults["fused"] is fused
     for grads in gradients:
         for name in names:
             model.get_parameter(name).grad = grads[name].clone()

@@ -179,7 +179,7 @@ class Run:
             self.compiled = torch.compile(self.model)
         first, second = c.betas
         self.optimizer = make_optimizer(
-            self.model, c.peak, c.weight_decay, (first, second)
+            self.model, c.peak, c.weight_decay, (first, second), c.fused
         )
         self.schedule = c.schedule()
         length = model.config.max_len

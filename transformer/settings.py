@@ -87,6 +87,7 @@ class TrainConfig:
     dtype: str = option("auto", "bfloat16, float32; auto: by the device")
     device: str = option("auto", "cpu, cuda, ...; auto: what is here", free=True)
     compile: str = option("auto", "on, off; auto: on, except on the CPU", free=True)
+    fused: bool = option(True, "AdamW in one kernel, where the device has it")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))

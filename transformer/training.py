@@ -52,21 +52,24 @@ def make_optimizer(
     rate: float,
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over ``decay_groups(model, weight_decay)``, all updates in one kernel.
+    """AdamW over ``decay_groups(model, weight_decay)``.
 
     ``rate`` is the learning rate; ``betas`` are the shares of the old means that each
     step keeps (Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm
     2). The defaults of ``betas`` and ``weight_decay`` are GPT-3's (Brown et al. 2020,
-    appendix B). Move the model to its device first. Raises ValueError for a rate or a
-    decay below 0, betas outside [0, 1), or a model without trainable parameters.
+    appendix B). ``fused`` updates all weights in one kernel, where the device has it:
+    the same numbers, sooner. Move the model to its device first. Raises ValueError for
+    a rate or a decay below 0, betas outside [0, 1), or a model without trainable
+    parameters.
     """
     if not 0 <= rate < math.inf:
         raise ValueError(f"rate must be finite and at least 0, got {rate}")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
     groups = decay_groups(model, weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused)
 
 
 IGNORE = -100  # a target that asks for nothing: filling
