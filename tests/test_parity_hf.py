@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transformer.encoder_decoder import translate
-from transformer.gpt import GPT, GPTConfig, generate
+from transformer.generation import generate
+from transformer.gpt import GPT, GPTConfig
 from transformer.pretrained import PALM, from_pretrained, save_pretrained, transcribe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
