@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from transformer.corpus import (
+    OURS,
     RunError,
     Text,
     Windows,
@@ -250,7 +251,8 @@ def test_nothing_to_read(file, tmp_path):
 def test_unknown_character(file, tmp_path):
     with pytest.raises(RunError, match=r"text\.txt: character 'b' at position 1"):
         tokenise(Text(file("ab")), CharTokenizer("a"), tmp_path)
-    assert not list(tmp_path.glob("*.u16")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.u16"))
+    assert [path.name for path in tmp_path.glob(".*")] == [OURS]
 
 
 def test_whole_file_or_none(tmp_path):
@@ -349,3 +351,85 @@ def test_held_out_is_spread_and_fixed():
     assert again == few
     everything = [i for inputs, _ in held_out(ids, 10, 4, 100) for i in inputs[:, 0]]
     assert everything == list(range(0, 990, 10))
+
+
+# ------------------------------------------------------- other people's files, and ours
+
+
+def test_only_half_written_files_of_dead_processes_are_swept(tmp_path):
+    """Whatever else has such a name is somebody's, and stays."""
+    dead = 2**22 + 1  # no process has such a number
+    ours = [tmp_path / f".tokens-ab.u16.{dead}.new", tmp_path / f".step-3.{dead}.new"]
+    kept = [
+        tmp_path / ".vimrc.new",
+        tmp_path / ".notes.old.new",
+        tmp_path / f".tokens-ab.u16.{os.getpid()}.new",
+    ]
+    ours[0].touch()
+    ours[1].mkdir()
+    for path in kept:
+        path.touch()
+    (tmp_path / ".config.new").mkdir()
+    sweep(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in [*kept, tmp_path / ".config.new"])
+
+
+def test_another_users_process_lives(tmp_path, monkeypatch):
+    def kill(*_):
+        raise PermissionError
+
+    draft = tmp_path / ".tokens-ab.u16.7.new"
+    draft.touch()
+    monkeypatch.setattr(os, "kill", kill)
+    sweep(tmp_path)
+    assert draft.exists()
+
+
+@pytest.mark.parametrize("size", [0, 7, 10])
+def test_a_damaged_token_file_is_made_anew(file, tmp_path, size):
+    text, tokenizer = Text(file(PROSE)), CharTokenizer(PROSE)
+    whole = tokenise(text, tokenizer, tmp_path / "cache").tolist()
+    (path,) = (tmp_path / "cache").glob("*.u16")
+    path.write_bytes(path.read_bytes()[:size])
+    assert tokenise(text, tokenizer, tmp_path / "cache").tolist() == whole
+
+
+def test_a_damaged_tokenizer_is_made_anew(file, tmp_path):
+    text = Text(file(PROSE))
+    first = make_tokenizer(text, "char", 0, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("tokenizer-*.json")
+    path.write_text("")
+    again = make_tokenizer(text, "char", 0, tmp_path / "cache")
+    assert again.vocab == first.vocab == load_tokenizer(path).vocab
+
+
+def test_an_empty_text_leaves_no_token_file(file, tmp_path):
+    with pytest.raises(RunError, match="is empty"):
+        tokenise(Text(file("")), CharTokenizer("a"), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("tokens-*"))
+
+
+def test_what_the_program_wrote_is_no_text(file, tmp_path):
+    """A folder of texts may hold the runs and the token files as well."""
+    file("ab", "texts/a.txt")
+    text = str(tmp_path / "texts")
+    tokenise(Text(text), CharTokenizer("ab"), tmp_path / "texts" / "runs" / "tokens")
+    (tmp_path / "texts/runs/tokens/more.txt").write_text("xyz")
+    assert "".join(Text(text).pieces()) == "ab"
+
+
+def test_a_folder_that_cannot_be_read_is_told(file, tmp_path, monkeypatch):
+    """Nothing is left out in silence."""
+    file("ab", "texts/a.txt")
+    file("cd", "texts/locked/b.txt")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RunError, match=r"locked can't be read: Permission denied"):
+        "".join(Text(str(tmp_path / "texts")).pieces())

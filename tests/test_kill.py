@@ -72,4 +72,4 @@ def test_twenty_kills(tmp_path):
     runs.same_end(run / last, tmp_path / "whole" / last)
     print(f"{within} kills within the run, {writing} while a checkpoint was written")
     left = {path.name for path in run.glob(".*")}
-    assert left == {".lock"}, "debris"
+    assert left == {".transformer"}, "debris"

@@ -140,7 +140,7 @@ def run(path: Path, target: Path, timeout: int) -> Cost:
     def measure(**_: Any) -> None:
         nonlocal peak, busy
         pid = client.km.provisioner.pid
-        peak, busy = max(peak, peak_mb(pid)), sum(psutil.Process(pid).cpu_times()[:2])
+        peak, busy = max(peak, peak_mb(pid)), sum(psutil.Process(pid).cpu_times()[:4])
 
     client.on_cell_executed = measure
     start = time.perf_counter()

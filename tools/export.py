@@ -260,6 +260,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         lack = f"the program needs {{error.name}}, which is not installed"
         sys.exit(f'{{lack}}: pip install ".[train]"')
+    except KeyboardInterrupt:  # while torch was being imported
+        sys.exit(130)
     app(prog_name="transformer")
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 
 import torch
 from safetensors import SafetensorError
@@ -74,7 +75,7 @@ def write_checkpoint(run: Path, step: int, parts: Mapping[str, Part]) -> Path:
         (draft / SUMS).write_text("".join(sums), encoding="utf-8")
         for path in [*draft.iterdir(), draft]:
             sync(path)
-        if final.exists():  # broken, else the run had gone on from it
+        if final.exists():  # only where nobody has called set_aside
             shutil.rmtree(final)
         draft.rename(final)
         sync(run)
@@ -115,7 +116,7 @@ def check_checkpoint(folder: Path) -> None:
     others = reversed(checkpoints(folder.parent))
     good = next((p for p in others if p != folder and fault(p) is None), None)
     advice = (
-        f"the newest good one is {good}: transformer train --resume {good}"
+        f"the newest good one is {good}: transformer train --resume {quote(str(good))}"
         if good
         else "there is no other good one: start again, with another --out"
     )
@@ -203,7 +204,7 @@ def random_tensors(device: torch.device) -> dict[str, Tensor]:
     """Return the state of torch's random generators: the CPU's and the device's."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
@@ -211,4 +212,4 @@ def set_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Put back what ``random_tensors`` gave, as far as this machine has the device."""
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu" and device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type])
+        torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from transformer.gpt import shift
 from transformer.tokens import CharTokenizer, Tokenizer
 
 __all__ = [
+    "OURS",
     "PIECE",
     "RunError",
     "Text",
@@ -35,6 +37,7 @@ __all__ = [
     "held_out",
     "load_tokenizer",
     "make_tokenizer",
+    "mark",
     "sample",
     "sweep",
     "sync",
@@ -72,16 +75,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         draft.unlink(missing_ok=True)
 
 
+def mark(folder: Path) -> None:
+    """Make a folder that is known as the program's own, and never read as text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OURS).touch()
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes have left half written in a folder."""
     for path in folder.glob(".*.new"):
-        with suppress(ValueError, ProcessLookupError, PermissionError):
-            os.kill(int(path.name.split(".")[-2]), 0)  # asks whether it lives
+        if not (process := regex.search(r"\.(\d+)\.new$", path.name)):
+            continue  # not one of ours
+        try:
+            os.kill(int(process[1]), 0)  # asks whether it lives
+        except ProcessLookupError:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except PermissionError:  # it does, and is somebody else's
             continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 PIECE = 2**20  # characters held in memory at a time
+OURS = ".transformer"  # a folder with a file of this name was written by the program
 
 
 @dataclass(frozen=True)
@@ -108,12 +122,24 @@ class Text:
         elif path.is_file():
             yield self.read(path)
         elif path.is_dir():
-            for file in sorted(path.rglob("*")):
-                parts = file.relative_to(path).parts
-                if file.is_file() and not any(part.startswith(".") for part in parts):
-                    yield self.read(file)
+            yield from (self.read(file) for file in self.files(path))
         else:
             raise RunError(f"no text at {self.source}: it is neither file nor folder")
+
+    def files(self, folder: Path) -> list[Path]:
+        """All files of a folder, hidden ones and this program's own left out."""
+
+        def refuse(error: OSError) -> None:
+            raise RunError(f"{error.filename} can't be read: {error.strerror}")
+
+        found = []
+        for place, folders, names in os.walk(folder, onerror=refuse):
+            if OURS in names:  # a run, or its token files
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+        return sorted(file for file in found if file.is_file())
 
     def read(self, path: Path) -> Iterator[str]:
         """Yield a file's text, every character as it stands."""
@@ -218,17 +244,22 @@ def make_tokenizer(
         return load_tokenizer(kind)
     made_of = f"{text.fingerprint} {kind}" + f" {vocab_size} {size}" * (kind == "bpe")
     path = cache / f"tokenizer-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
-    if not path.exists():
-        tokenizer: AnyTokenizer
-        if kind == "char":
-            seen: set[str] = set()
-            for piece in text.pieces():
-                seen.update(piece)
-            tokenizer = CharTokenizer(seen)
-        else:
-            tokenizer = Tokenizer.train(sample(text.pieces(), size), vocab_size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
+    with suppress(RunError):  # a damaged one is made anew
+        if path.exists():
+            return load_tokenizer(path)
+    tokenizer: AnyTokenizer
+    if kind == "char":
+        seen: set[str] = set()
+        for piece in text.pieces():
+            seen.update(piece)
+        tokenizer = CharTokenizer(seen)
+    else:
+        tokenizer = Tokenizer.train(sample(text.pieces(), size), vocab_size)
+    mark(cache)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    tokenizer.save(draft)
+    sync(draft)
+    draft.replace(path)
     return load_tokenizer(path)
 
 
@@ -240,25 +271,35 @@ def tokenise(text: Text, tokenizer: AnyTokenizer, cache: Path) -> Ids:
 
     The file is little-endian, two bytes an id (``.u16``) while the vocabulary allows,
     else four (``.u32``). Its name holds the fingerprint of text and tokenizer: a
-    changed text is tokenised anew, an unchanged one found. Raises RunError for a text
-    without a character, or with one that the tokenizer doesn't know.
+    changed text is tokenised anew, an unchanged one found. How many ids it has stands
+    in a file beside it, so that a truncated one is made anew. Raises RunError for a
+    text without a character, or with one that the tokenizer doesn't know.
     """
     kind = "u16" if tokenizer.vocab_size <= 2**16 else "u32"
     made_of = f"{text.fingerprint} {type(tokenizer).__name__} {tokenizer.vocab}"
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     path = cache / f"tokens-{key}.{kind}"
     dtype = np.dtype({"u16": "<u2", "u32": "<u4"}[kind])
-    if not path.exists():
-        sweep(cache)
-        pieces = tqdm(text.pieces(), "tokenising", unit=" pieces", disable=None)
-        try:
-            with whole_file(path) as file:
-                for piece in pieces:
-                    file.write(np.array(tokenizer.encode(piece), dtype).tobytes())
-        except ValueError as error:  # a character outside the vocabulary
-            raise RunError(f"{text.source}: {error}") from None
-    if path.stat().st_size == 0:
-        raise RunError(f"{text.source} is empty: there is nothing to learn from")
+    count = path.with_suffix(".count")
+    with suppress(OSError, ValueError):
+        if path.stat().st_size == dtype.itemsize * int(count.read_text()):
+            return np.memmap(path, dtype, mode="r")
+    mark(cache)
+    sweep(cache)
+    quiet = True if sys.stderr is None else None  # None: as the terminal is
+    pieces = tqdm(text.pieces(), "tokenising", unit=" pieces", disable=quiet)
+    try:
+        with whole_file(path) as file:
+            for piece in pieces:
+                file.write(np.array(tokenizer.encode(piece), dtype).tobytes())
+            if not file.tell():
+                empty = f"{text.source} is empty: there is nothing to learn from"
+                raise RunError(empty)
+            written = file.tell() // dtype.itemsize
+    except ValueError as error:  # a character outside the vocabulary
+        raise RunError(f"{text.source}: {error}") from None
+    with whole_file(count) as file:
+        file.write(str(written).encode())
     return np.memmap(path, dtype, mode="r")
 
 
@@ -269,7 +310,8 @@ class Windows:
     """Endless batches of windows, shuffled anew in each epoch.
 
     Each batch is a pair (inputs, targets), ``(B, T)`` each, int64. In an epoch every
-    window of ``length`` tokens comes up once; the order, and where the first window
+    window of ``length`` tokens comes up once (the few ids at both ends that fill no
+    window change from epoch to epoch); the order, and where the first window
     begins, follow from ``seed`` and the epoch's number alone. So the two whole numbers
     ``epoch`` and ``window`` say where the reader stands, and ``seek`` goes there.
     Raises RunError when the ids do not fill one window and its last target.

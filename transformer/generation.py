@@ -81,11 +81,12 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make words that the text has already less probable (Keskar et al. 2019, 4.1).
+    """Make words less probable that the text has (after Keskar et al. 2019, 4.1).
 
     logits ``(..., V)``, seen ``(..., V)`` boolean, True = occurs in the text. A logit
     above zero is divided by ``penalty``, one below is multiplied, so that both fall
-    where ``penalty`` is above 1. Raises ValueError unless it is finite and positive.
+    where ``penalty`` is above 1; the paper divides both. Raises ValueError unless it is
+    finite and positive.
     """
     _check("penalty", penalty, 0 < penalty < math.inf, "be finite and above 0")
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)  # (..., V)
@@ -181,7 +182,9 @@ class Reader:
                 f"got {tuple(mask.shape)}"
             )
         self.length = mask.sum(dim=1)  # (B,)
-        lengths = self.length.tolist()  # the host waits for the device once, here
+        lengths = (
+            self.length.tolist()
+        )  # here, and for check_ids, the device is waited for
         if 0 in lengths:
             raise ValueError(
                 f"mask must leave a token in each row, row {lengths.index(0)} has none"
@@ -235,13 +238,14 @@ class Reader:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Run in eval mode, then go back to the mode before."""
-    was_training = model.training
+    """Run in eval mode, then let every part go back to its mode before."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def stream(
@@ -264,7 +268,8 @@ def stream(
     ids ``(B, T)`` integers; mask ``(B, T)`` boolean, True = real token, for prompts
     padded on either side. How a word is chosen says Sampling; ``generator`` draws for
     the whole batch, on the model's device. A text that has drawn ``stop``, an id or one
-    of several, repeats it; when all have, the stream ends. ``step`` as in Reader. The
+    of several, repeats it; when all have, the stream ends (to see that, each word waits
+    for the device). ``step`` as in Reader. The
     model sees the last ``max_len`` ids of a text. It is in eval mode only while it
     reads, and in its own whenever the stream waits. Raises, at once, ValueError for a
     number out of its range and what Reader raises.

@@ -50,6 +50,8 @@ class GPTConfig(BlockConfig):
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base must be above 0, got {self.rotary_base}")
         known = ("learned", "sinusoidal", "rotary", "none")
         if self.positions not in known:
             raise ValueError(

@@ -84,12 +84,13 @@ class Cache:
             for _ in range(n_layers)
         ]
 
-    def step(self, n_new: int, mask: Tensor | None = None) -> Pair:
+    def step(self, n_new: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make room for ``n_new`` more ids a row: their places, and whom they may see.
 
         mask ``(B, T)``, True = real token -> ``(B, T)`` and boolean ``(B, 1, T, S)``.
-        Filling is written behind the real tokens, where the next step overwrites it.
-        Past the end of the room the writing raises IndexError, on a CPU.
+        Filling is written behind the real tokens, where the mask hides it until later
+        steps overwrite it; it needs room too. Past the end of the room the writing
+        raises IndexError, on a CPU, and the cache is of no more use.
         """
         every = torch.arange(n_new, device=self.length.device).expand(
             len(self.length), n_new
@@ -103,7 +104,10 @@ class Cache:
         return places, (slots <= places[..., None])[:, None]  # (B, 1, T, S)
 
     def reorder(self, rows: Tensor) -> None:
-        """Let row i go on from what row ``rows[i]`` has read, as a beam search does."""
+        """Let row i go on from what row ``rows[i]`` has read, as a beam search does.
+
+        Both must have the same source: a decoder's ``memory`` stays where it is.
+        """
         self.length = self.length[rows]  # (B,)
         for layer in self.layers:
             layer.key, layer.value = layer.key[rows], layer.value[rows]
@@ -226,6 +230,8 @@ class MultiHeadAttention(nn.Module):
         and values it holds, S is its room, and the mask must hide what is not written.
         Raises ValueError for a wrong shape, TypeError for a mask that isn't boolean.
         """
+        if cache is not None and mask is None:
+            raise ValueError("mask must be given with a cache: it hides empty places")
         query, key, value = self.project(x, memory, cache)
         if mask is not None or key.shape[-2] != query.shape[-2]:
             # the kernel's causal flag takes neither a mask nor T unlike S

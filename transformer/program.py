@@ -7,6 +7,7 @@ Made from notebooks/24_program.ipynb by tools/export.py: edit the notebook.
 import codecs
 import csv
 import fcntl
+import io
 import itertools
 import json
 import math
@@ -14,10 +15,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Self
 
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transformer.checkpoint import (
+    SUMS,
     Part,
     check_checkpoint,
     checkpoints,
@@ -42,6 +46,7 @@ from transformer.checkpoint import (
     write_checkpoint,
 )
 from transformer.corpus import (
+    OURS,
     AnyTokenizer,
     Batch,
     Ids,
@@ -52,6 +57,7 @@ from transformer.corpus import (
     held_out,
     load_tokenizer,
     make_tokenizer,
+    mark,
     sweep,
     tokenise,
     whole_file,
@@ -87,8 +93,10 @@ __all__ = [
     "read_metrics",
     "restore",
     "save",
+    "say",
     "settled",
     "spell",
+    "spoilt",
     "told",
     "train",
     "train_command",
@@ -99,12 +107,16 @@ __all__ = [
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is the accelerator if there is one."""
+    here = torch.accelerator.current_accelerator(True)
     if name == "auto":
-        return torch.accelerator.current_accelerator(True) or torch.device("cpu")
+        return here or torch.device("cpu")
+    known = ["cpu", here.type] if here else ["cpu"]
+    if name.partition(":")[0] not in known:
+        raise RunError(f"there is no device {name!r} here, only {', '.join(known)}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except RuntimeError as error:  # a number too high
         reason = str(error).splitlines()[0]
         raise RunError(f"there is no device {name!r} here: {reason}") from None
     return device
@@ -138,13 +150,15 @@ def read_corpus(config: Config, checkpoint: Path | None = None) -> Corpus:
     if not data.text:
         raise ConfigError("no text to train on: give --data, or data.text in the file")
     text, other = Text(data.text), Text(data.valid)
-    fingerprint = text.fingerprint + (other.fingerprint if data.valid else "")
+    fingerprint = " ".join(t.fingerprint for t in (text, other)[: 1 + bool(data.valid)])
     if checkpoint:
         about = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if about["text"] != fingerprint:
+            same = about["text"].split()[0] == text.fingerprint
+            what = "the text to validate on" if same else "the text"
             raise RunError(
-                f"the text has changed since {checkpoint} was written: give the old "
-                "one, or another --out for a new run"
+                f"{what} has changed since {checkpoint} was written: give the old one, "
+                "or another --out for a new run"
             )
         tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
     else:
@@ -185,7 +199,8 @@ class Run:
         length = model.config.max_len
         self.windows = Windows(corpus.train, length, c.batch, c.seed)
         if len(corpus.valid):  # too few are told now, not at the first validation
-            check_length(corpus.valid, length, "the share to validate on")
+            kind = "text" if config.data.valid else "share"
+            check_length(corpus.valid, length, f"the {kind} to validate on")
         self.step = 0  # updates made
         self.loss = self.valid = math.nan  # of the last step, of the last validation
         self.best: tuple[int, float] | None = None  # a saved step, the lowest valid
@@ -196,9 +211,14 @@ class Run:
         return self.schedule(self.step)
 
     def on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Move batches to where the model is."""
+        """Move batches to where the model is, without waiting for a GPU."""
         for inputs, targets in batches:
-            yield inputs.to(self.device), targets.to(self.device)
+            if self.device.type == "cuda":  # only pinned memory is copied meanwhile
+                inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            yield (
+                inputs.to(self.device, non_blocking=True),
+                targets.to(self.device, non_blocking=True),
+            )
 
     def update(self) -> tuple[Tensor, Tensor]:
         """Make one step. Returns its loss and its gradient's length, unread."""
@@ -223,7 +243,12 @@ class Run:
 
 
 def save(run: Run, folder: Path) -> Path:
-    """Write the run's state, whole, as its newest checkpoint; remove old ones."""
+    """Write the run's state, whole, as its newest checkpoint; remove old ones.
+
+    Raises RunError, and writes nothing, when a weight isn't finite.
+    """
+    if not all(p.isfinite().all() for p in run.model.parameters()):
+        raise RunError(spoilt("a weight is not finite", run, folder))
     about = {
         "step": run.step,
         "epoch": run.windows.epoch,
@@ -260,6 +285,12 @@ def restore(run: Run, checkpoint: Path) -> None:
     run.best = tuple(about["best"]) if about["best"] else None
 
 
+def say(words: str) -> None:
+    """Tell the user something; a terminal that is gone doesn't end the run."""
+    with suppress(OSError, ValueError, AttributeError):
+        tqdm.write(words)
+
+
 COLUMNS = ("step", "tokens", "loss", "valid", "rate", "norm", "tokens_per_second")
 
 
@@ -275,8 +306,10 @@ class Metrics:
         path = run / "metrics.csv"
         kept = [",".join(COLUMNS) + "\n"]
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
                 for line in list(file)[1:]:
+                    if not line.partition(",")[0].isdigit():
+                        continue  # no row of ours
                     if not line.endswith("\n") or int(line.split(",")[0]) > step:
                         break  # half a line is the last thing a killed run writes
                     kept.append(line)
@@ -291,7 +324,7 @@ class Metrics:
 
                 self.board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
             except ImportError:
-                tqdm.write("TensorBoard is not installed: metrics.csv has it all")
+                say("TensorBoard is not installed: metrics.csv has it all")
 
     def add(self, step: int, **measured: float | None) -> float:
         """Write one row; what is None stays empty. Returns tokens a second."""
@@ -302,9 +335,13 @@ class Metrics:
         row["tokens_per_second"] = round(speed)
         self.writer.writerow([row[name] for name in COLUMNS])
         self.file.flush()
-        for name in COLUMNS[2:]:
-            if self.board and row[name] is not None:
-                self.board.add_scalar(name, row[name], step)
+        try:
+            for name in COLUMNS[2:]:
+                if self.board and row[name] is not None:
+                    self.board.add_scalar(name, row[name], step)
+        except OSError as error:
+            say(f"TensorBoard's files are given up: {error}; metrics.csv has it all")
+            self.board = None
         return speed
 
     def sync(self) -> None:
@@ -330,7 +367,7 @@ def plot(run: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        tqdm.write("matplotlib is not installed: no loss.png")
+        say("matplotlib is not installed: no loss.png")
         return
     found = read_metrics(run)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -343,9 +380,11 @@ def plot(run: Path) -> None:
     ]
     if judged:
         axes.plot(*zip(*judged, strict=True), marker=".", label="validation")
-    axes.set(xlabel="step", ylabel="loss, nats a token", title=run.resolve().name)
+    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.set_title(run.resolve().name, parse_math=False)
     axes.legend(frameon=False)
-    with whole_file(run / "loss.png") as file:
+    with whole_file(run / "loss.png") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter of the name that no font has
         figure.savefig(file, format="png", dpi=150)
 
 
@@ -376,8 +415,8 @@ class Stop:
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keep a second process out of the run's folder. A killed one holds no lock."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    mark(run)
+    with (run / OURS).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -385,22 +424,26 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def finite(value: float | Tensor, what: str, run: Run, rate: float, to: Path) -> float:
+def spoilt(what: str, run: Run, folder: Path) -> str:
+    """What to say of a run whose numbers are no numbers any more."""
+    peak = run.config.train.peak
+    advice = f"begin again with a lower train.peak than {peak:g}, or a longer warm-up"
+    if saved := checkpoints(folder):
+        advice = (
+            "the last good checkpoint stays; go on with a lower rate: transformer "
+            f"train --resume {quote(str(saved[-1]))} --set train.peak={peak / 3:.1g}; "
+            f"if its weights are spoilt already, from an earlier one, or {advice}"
+        )
+    rate = run.schedule(run.step - 1)
+    return f"{what} at step {run.step}, learning rate {rate:.3g}; {advice}"
+
+
+def finite(value: float | Tensor, what: str, run: Run, to: Path) -> float:
     """Read a number from the device. Raises RunError unless it is finite."""
     number = float(value)
     if math.isfinite(number):
         return number
-    saved = checkpoints(to)
-    peak = run.config.train.peak
-    advice = (
-        f"the last good checkpoint stays; go on from it with a lower rate: "
-        f"transformer train --resume {saved[-1]} --set train.peak={peak / 3:.1g}"
-        if saved
-        else f"begin again with a lower train.peak than {peak:g}, or a longer warm-up"
-    )
-    raise RunError(
-        f"the {what} is {number} at step {run.step}, learning rate {rate:.3g}; {advice}"
-    )
+    raise RunError(spoilt(f"the {what} is {number}", run, to))
 
 
 def train(config: Config, folder: Path, checkpoint: Path | None = None) -> int:
@@ -423,7 +466,8 @@ def train(config: Config, folder: Path, checkpoint: Path | None = None) -> int:
         tokens = run.windows.batch * run.windows.length * config.train.accumulate
         metrics = Metrics(folder, run.step, tokens, log.tensorboard)
         stack.callback(metrics.close)
-        bar = tqdm(total=steps, initial=run.step, unit="step", disable=None)
+        quiet = True if sys.stderr is None else None  # None: as the terminal is
+        bar = tqdm(total=steps, initial=run.step, unit="step", disable=quiet)
         stack.callback(bar.close)
         stop, stopped = stack.enter_context(Stop()), 0
         run.model.train()
@@ -436,12 +480,12 @@ def train(config: Config, folder: Path, checkpoint: Path | None = None) -> int:
             row = run.due(log.every) or judge
             keep = run.due(config.checkpoint.every) or stopped
             if row or keep:  # only now is the device waited for
-                run.loss = finite(loss, "loss", run, rate, folder)
-                length = finite(norm, "gradient", run, rate, folder)
+                run.loss = finite(loss, "loss", run, folder)
+                length = finite(norm, "gradient", run, folder)
             if judge:
-                run.valid = finite(run.judge(), "validation loss", run, rate, folder)
+                run.valid = finite(run.judge(), "validation loss", run, folder)
                 said = f"training loss {run.loss:.3f}, validation loss {run.valid:.3f}"
-                tqdm.write(f"step {run.step}: {said}")
+                say(f"step {run.step}: {said}")
             if row:
                 valid = run.valid if judge else None
                 speed = metrics.add(
@@ -453,7 +497,7 @@ def train(config: Config, folder: Path, checkpoint: Path | None = None) -> int:
                 if judge and run.valid < (run.best[1] if run.best else math.inf):
                     run.best = run.step, run.valid
                 save(run, folder)
-    if log.plot and not stopped:
+    if log.plot and run.step == steps:
         plot(folder)
     return stopped
 
@@ -492,11 +536,13 @@ def write_on(
     stop: str = "",
     **choice: Any,
 ) -> Iterator[str]:
-    """Yield what the model of a checkpoint writes after the prompt, bit by bit.
+    """Hand out what the model of a checkpoint writes after the prompt, bit by bit.
 
     ``choice``: temperature, top_k and so on, as ``transformer.generation.stream``
     takes them. Raises RunError for a prompt that the tokenizer can't read.
     """
+    if not prompt:
+        raise RunError("the prompt is empty: give at least one character")
     tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
     where = pick_device(device)
     model = load_gpt(checkpoint, tokenizer.vocab_size).to(where)
@@ -508,7 +554,7 @@ def write_on(
     except ValueError as error:
         raise RunError(str(error)) from None
     texts = spell(tokenizer, (int(i) for i in drawn))
-    yield from until(texts, stop) if stop else texts
+    return until(texts, stop) if stop else texts
 
 
 app = typer.Typer(
@@ -534,8 +580,11 @@ def told() -> Iterator[None]:
         raise
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None  # exit code 2
-    except torch.OutOfMemoryError:
-        said = "the device's memory is full: halve train.batch, double train.accumulate"
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (full or "allocate memory" in str(error)):
+            raise
+        said = "the memory is full: halve train.batch, double train.accumulate"
     except (RunError, OSError) as error:
         said = str(error)
     except KeyboardInterrupt:
@@ -549,9 +598,9 @@ def told() -> Iterator[None]:
 
 def find_checkpoint(path: Path) -> Path:
     """Return a checkpoint, whole: the one at ``path``, or the newest of that run."""
-    saved = checkpoints(path)
-    if path.resolve() in checkpoints(path.resolve().parent):
-        saved = [path]
+    saved, whole = checkpoints(path), path.resolve()
+    if whole in checkpoints(whole.parent) or (path / SUMS).is_file():
+        saved = [path if path.name == whole.name else whole]  # not through a link
     if not saved:
         raise RunError(f"{path} holds no checkpoint, and is none")
     check_checkpoint(saved[-1])
@@ -562,6 +611,8 @@ def settled(config: Config) -> Config:
     """Make the paths absolute, so that the run can go on from any folder."""
 
     def full(source: str) -> str:
+        if not source.isprintable():
+            raise ConfigError(f"no name of a text to be written down: {source!r}")
         named = source == "" or source.startswith("hf:")
         return source if named else str(Path(source).resolve())
 
@@ -586,7 +637,7 @@ Examples:
 
 \b
 The run's folder holds:
-  config.toml     all choices; `transformer presets` makes one to edit
+  config.toml     all choices; may be edited before --resume
   metrics.csv     step, tokens, loss, validation loss, rate, gradient, speed
   loss.png        the same, drawn; tensorboard/ for TensorBoard
   step-000250/    a checkpoint: weights, optimiser, random state, position
@@ -619,8 +670,6 @@ def train_command(
 ) -> None:
     """Train a model, or go on training it."""
     changes = list(changes or [])
-    changes += [f"data.text={json.dumps(data)}"] * bool(data)
-    changes += [f"data.valid={json.dumps(valid)}"] * bool(valid)
     with told():
         checkpoint = None
         if resume is not None:
@@ -632,6 +681,10 @@ def train_command(
             else:
                 checkpoint = source = find_checkpoint(resume)
                 folder = checkpoint.parent
+                if checkpoint not in (saved := checkpoints(folder)):
+                    raise ConfigError(f"--resume wants a run; {resume} is not in one")
+                if checkpoint == saved[-1] and (folder / "config.toml").is_file():
+                    source = folder  # its choices may have been edited
             wanted = read_config(str(source / "config.toml"), changes)
         else:
             if not config:
@@ -643,14 +696,26 @@ def train_command(
             wanted = read_config(config, changes)
             if checkpoints(folder):
                 checkpoint = find_checkpoint(folder)
-        wanted = settled(wanted)
+        wanted = settled(
+            replace(
+                wanted,
+                data=replace(
+                    wanted.data,
+                    text=data or wanted.data.text,
+                    valid=valid or wanted.data.valid,
+                ),
+            )
+        )
         if checkpoint:
             begun = read_config(str(checkpoint / "config.toml"))
             news = "".join(f", with {said}" for said in changed_keys(wanted, begun))
             if int(checkpoint.name.removeprefix("step-")) >= wanted.train.steps:
+                if wanted.log.plot and not (folder / "loss.png").exists():
+                    plot(folder)
                 typer.echo(
-                    f"{checkpoint} is the end: --set train.steps=N goes further, "
-                    "another --out begins anew"
+                    f"{checkpoint} is the end{news}: --set train.steps=N with a larger "
+                    "N goes further (the rate follows the longer curve), another --out "
+                    "begins anew"
                 )
                 return
             typer.echo(f"going on from {checkpoint}{news}")
@@ -658,10 +723,12 @@ def train_command(
         newest = checkpoints(folder)[-1]
         if stopped:
             typer.echo(
-                f"saved {newest}; go on with: transformer train --resume {folder}"
+                f"saved {newest}; go on with: transformer train --resume "
+                f"{quote(str(folder))}"
             )
             raise typer.Exit(128 + stopped)
-        typer.echo(f"saved {newest}; try: transformer generate --checkpoint {folder}")
+        hint = f"transformer generate --checkpoint {quote(str(folder))}"
+        typer.echo(f"saved {newest}; try: {hint}")
 
 
 @app.command(
@@ -684,21 +751,26 @@ def generate_command(
     ] = "\n",
     tokens: Annotated[int, typer.Option(min=0, help="How many to write.")] = 300,
     temperature: Annotated[
-        float, typer.Option(help="0: always the most probable; 1: as learned.")
+        float, typer.Option(min=0, help="0: always the most probable; 1: as learned.")
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Only the k most probable. 0: all.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Only the k most probable. 0: all.")
+    ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Only the most probable that make up this share.")
+        float,
+        typer.Option(min=0, max=1, help="Only the most probable that make up a share."),
     ] = 1.0,
     min_p: Annotated[
         float,
-        typer.Option(help="Only those at least so probable as the first, times p."),
+        typer.Option(min=0, max=1, help="Only those at least p times the first."),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: what was written is less likely.")
+        float,
+        typer.Option(min=0.1, max=10, help="Above 1: what was written is less likely."),
     ] = 1.0,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed, the same text.")
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="The same seed, the same text."),
     ] = None,
     stop: Annotated[
         str, typer.Option(metavar="TEXT", help="End before it; \\n is a line's end.")
@@ -720,6 +792,8 @@ def generate_command(
             min_p=min_p,
             repetition_penalty=repetition_penalty,
         )
+        if isinstance(sys.stdout, io.TextIOWrapper):  # show what the terminal can
+            sys.stdout.reconfigure(errors="replace")
         for text in itertools.chain([prompt], texts, ["\n"]):
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -741,7 +815,8 @@ def presets_command(
             return
         for each in PRESETS:
             config = read_config(each)
-            model = config.gpt(config.data.vocab_size)
+            letters = config.data.tokenizer == "char"  # about a hundred of them
+            model = config.gpt(100 if letters else config.data.vocab_size)
             with torch.device("meta"):
                 count = sum(p.numel() for p in GPT(model).parameters())
             size = f"{count / 1e6:.1f} million parameters"

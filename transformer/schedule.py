@@ -27,11 +27,12 @@ class Schedule:
 
     ``peak`` is the largest rate, ``steps`` the updates of the run. The rate rises to
     the peak over the first ``warmup`` updates, then follows ``shape``, one of SHAPES.
-    "linear" and "cosine" fall to ``floor * peak``: the last update runs at it, and so
-    does each one after it. A floor of 0 they reach right after the last update, so
-    that none is lost. "constant" and "inverse_sqrt" (Vaswani et al. 2017, 5.3) use
-    neither ``steps`` nor ``floor``. A warm-up longer than the run is allowed: the run
-    ends while the rate still rises. Raises ValueError for a choice outside its range.
+    "linear" and "cosine" fall to ``floor * peak``: the last update runs at it, unless
+    the warm-up fills the run, and so does each one after it. A floor of 0 they reach
+    right after the last update, so that none is lost. "constant" and "inverse_sqrt"
+    (Vaswani et al. 2017, 5.3) use neither ``steps`` nor ``floor``. A warm-up longer
+    than the run is allowed: the run ends while the rate still rises. Raises ValueError
+    for a choice outside its range.
     """
 
     peak: float
@@ -53,7 +54,7 @@ class Schedule:
             raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
 
     def __call__(self, step: int) -> float:
-        """Return the rate of update number ``step``, counted from 0: never 0 there.
+        """Return the rate of update number ``step``, from 0 on: never 0 within the run.
 
         Raises ValueError for a negative ``step``.
         """
@@ -110,7 +111,7 @@ def batch_ramp(tokens: float, start: float, end: float, over: float) -> float:
     stays there (Brown et al. 2020, appendix B). Raises ValueError unless ``tokens`` is
     at least 0, and start, end and over are positive.
     """
-    if tokens < 0:
+    if not tokens >= 0:  # also refuses NaN
         raise ValueError(f"tokens must be at least 0, got {tokens}")
     for name, value in {"start": start, "end": end, "over": over}.items():
         if not value > 0:
@@ -125,11 +126,15 @@ def noise_scale(small: int, big: int, small_norm2: float, big_norm2: float) -> f
     squared lengths of the gradient at them, each a mean over several batches. The
     result, noise over signal, is a batch size in the same unit. It is infinite where
     the noise hides the gradient, that is when the estimate of the signal, the true
-    gradient's squared length, isn't positive. Raises ValueError unless ``0 < small <
-    big``.
+    gradient's squared length, isn't positive; and 0 where the larger batch has the
+    longer gradient. Raises ValueError unless ``0 < small < big`` and both lengths are
+    finite and at least 0.
     """
     if not 0 < small < big:
         raise ValueError(f"small and big must be 0 < small < big, got {small}, {big}")
+    for name, norm2 in {"small_norm2": small_norm2, "big_norm2": big_norm2}.items():
+        if not 0 <= norm2 < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {norm2}")
     true = (big * big_norm2 - small * small_norm2) / (big - small)  # |G|^2
     noise = (small_norm2 - big_norm2) / (1 / small - 1 / big)  # tr(Sigma)
-    return noise / true if true > 0 else math.inf
+    return max(noise, 0.0) / true if true > 0 else math.inf

@@ -6,7 +6,6 @@ Made from notebooks/24_program.ipynb by tools/export.py: edit the notebook.
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -94,7 +93,7 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate"):
             value = getattr(self, name)
             check(f"train.{name}", value, value >= 1, "at least 1")
-        check("train.seed", self.seed, self.seed >= 0, "at least 0")
+        check("train.seed", self.seed, 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         check("train.clip", self.clip, self.clip >= 0, "at least 0")
         decay = self.weight_decay
         check("train.weight_decay", decay, decay >= 0, "at least 0")
@@ -164,7 +163,7 @@ def check_table(section: str, table: Any, kinds: Mapping[str, type]) -> dict[str
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # True is no number
+    return type(value) in (int, float) and abs(value) < 1e300  # True is no number
 
 
 # What a key of this type takes from a TOML file, in a function and in words.
@@ -333,6 +332,8 @@ def read_config(name: str, changes: Iterable[str] = ()) -> Config:
                 f"no configuration {name}: neither a file nor one of the presets "
                 f"{', '.join(PRESETS)}"
             ) from None
+        except OSError as error:
+            raise ConfigError(f"{name} can't be read: {error.strerror}") from None
         except ValueError as error:  # broken TOML or UTF-8
             raise ConfigError(f"{name} is no TOML file: {error}") from None
     return with_changes(tables, changes)
@@ -350,5 +351,7 @@ def with_changes(tables: Mapping[str, Any], changes: Iterable[str]) -> Config:
             value = tomllib.loads(f"value = {text}")["value"]
         except ValueError:
             value = text.strip()
-        tables[section] = {**tables.get(section, {}), name: value}
+        table = tables.get(section, {})
+        if isinstance(table, dict):  # else Config.of says what is wrong
+            tables[section] = {**table, name: value}
     return Config.of(tables)

@@ -59,8 +59,9 @@ def make_optimizer(
     ``rate`` is the learning rate; ``betas`` are the shares of the old means that each
     step keeps (Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm
     2). The defaults of ``betas`` and ``weight_decay`` are GPT-3's (Brown et al. 2020,
-    appendix B). ``fused`` updates all weights in one kernel, where the device has it:
-    the same numbers, sooner. Move the model to its device first. Raises ValueError for
+    appendix B); each step takes the share rate times decay off a matrix. ``fused``
+    updates all weights in one kernel, for devices that have one: the same numbers to
+    rounding, sooner. Move the model to its device first. Raises ValueError for
     a rate or a decay below 0, betas outside [0, 1), or a model without trainable
     parameters.
     """
@@ -81,8 +82,9 @@ def summed_loss(
     """Sum of -log p(target), in nats, over the targets that aren't ``IGNORE``.
 
     inputs ``(B, T)``, targets ``(B, T)`` -> a scalar, float32 or wider. With ``dtype``
-    (bfloat16) the matrix products run in it. Raises ValueError for another ``dtype`` or
-    when the targets don't fit the model's logits ``(B, T, V)``.
+    (bfloat16) the matrix products run in it; without, in the weights' own type. Raises
+    ValueError for another ``dtype`` or when the targets don't fit the model's logits
+    ``(B, T, V)``.
     """
     if dtype not in (None, torch.bfloat16):  # float16 would need a scaled loss
         raise ValueError(f"dtype must be None or torch.bfloat16, got {dtype}")
@@ -126,10 +128,11 @@ def train_step(
     parameters (Pascanu et al. 2013, algorithm 1); 0 or inf leaves it. ``dtype``:
     bfloat16 for the matrix products. Returns the loss, nats a target, and the
     gradient's length before clipping, as tensors: reading them waits for the device.
-    The gradients stay until the next call; the model's mode is left alone. Raises
-    ValueError when there is no batch or ``clip`` is negative, TypeError when a batch is
-    no pair of tensors, and what ``summed_loss`` raises. A step without any target is a
-    ValueError on the CPU; on a GPU, where looking would wait, its gradient is 0.
+    A gradient that isn't finite is not stopped: look at its length. The gradients stay
+    until the next call; the model's mode is left alone. Raises ValueError when there is
+    no batch or ``clip`` is negative, TypeError when a batch is no pair of tensors, and
+    what ``summed_loss`` raises. A step without any target is a ValueError on the CPU;
+    on a GPU, where looking would wait, its gradient is 0.
     """
     if not clip >= 0:  # also refuses NaN
         raise ValueError(f"clip must be at least 0, got {clip}")
@@ -140,7 +143,7 @@ def train_step(
     if total.device.type == "cpu" and not total:  # a GPU would have to be waited for
         raise ValueError(f"batches must ask for something: every target is {IGNORE}")
 
-    optimizer.zero_grad()
+    model.zero_grad()
     loss = torch.zeros((), dtype=torch.float32, device=total.device)
     for inputs, targets in pairs:
         part = summed_loss(model, inputs, targets, dtype) / total.clamp(min=1)
@@ -190,10 +193,13 @@ def training_bytes(
     "weights", "gradients", "optimizer" (AdamW's two means) and "activations": what the
     forward pass of ``batch`` texts of ``length`` tokens saves for the backward pass,
     the logits included, dropout's masks not. Attention is the fused kernel: it keeps
-    one number a row and head in place of T x S weights. ``bytes_each`` is a number's
-    size. Raises ValueError when batch or length is below 1 or length above max_len.
+    one number a row and head in place of T x S weights. ``bytes_each`` is the size of
+    every number: mixed types are not described. Raises ValueError when batch, length or
+    bytes_each is below 1 or length above max_len.
     """
     c = config
+    if bytes_each < 1:
+        raise ValueError(f"bytes_each must be at least 1, got {bytes_each}")
     if batch < 1 or not 1 <= length <= c.max_len:
         raise ValueError(
             f"batch must be at least 1 and length lie in 1 to max_len = {c.max_len}, "
