@@ -39,6 +39,7 @@ FORMATTER = re.compile(r" *# fmt: \w+$", re.MULTILINE)  # said to ruff, not to r
 CELL = "cell-"  # + transformer.attention.attention: the label of the defining cell
 WIDE = 520  # pixels
 DRAWING = 11  # lines; the code of a longer matplotlib drawing is folded
+KINDS = {"class", "exception", "function", "data"}  # what a cell defines
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "colab_url": "https://colab.research.google.com",
@@ -254,7 +255,7 @@ def on_docstring(
         # The section names the chapter; how the file is made is no matter here.
         end = next((i for i, s in enumerate(lines) if s.startswith("Chapter ")), None)
         del lines[end:]
-    elif what in {"class", "function", "data"} and name.startswith("transformer."):
+    elif what in KINDS and name.startswith("transformer."):
         if what == "data" and lines[:1] == (type(obj).__doc__ or "").splitlines()[:1]:
             lines.clear()  # a constant without words of its own shows its type's
         lines += ["", f":ref:`Built in its chapter <{CELL}{name}>`", ""]
