@@ -5,6 +5,7 @@ Every family, every step, batches of texts of different lengths padded on either
 
 import pytest
 import torch
+from small import padded
 from torch import nn
 
 from transformer.encoder_decoder import (
@@ -44,18 +45,6 @@ def far_from_zero(model):
 
 def gpt(family):
     return far_from_zero(GPT(GPTConfig(**(SIZE | FAMILIES[family]))))
-
-
-def padded(texts, side):
-    """Texts as one batch filled up with 0: ids and mask."""
-    longest = max(map(len, texts))
-    ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        start = 0 if side == "right" else longest - len(text)
-        ids[row, start : start + len(text)] = torch.tensor(text)
-        mask[row, start : start + len(text)] = True
-    return ids, mask
 
 
 @every_family

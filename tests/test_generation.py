@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import transformers as hf
-from small import SIZE, tiny_gpt
+from small import SIZE, padded, tiny_gpt
 from torch import nn
 from transformers.generation import logits_process as theirs
 
@@ -39,18 +39,6 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def padded(texts, side, filling=0):
-    """Texts as one batch filled up: ids and mask."""
-    longest = max(map(len, texts))
-    ids = torch.full((len(texts), longest), filling)
-    mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        start = 0 if side == "right" else longest - len(text)
-        ids[row, start : start + len(text)] = torch.tensor(text)
-        mask[row, start : start + len(text)] = True
-    return ids, mask
 
 
 # ------------------------------------------------------------------------ the knobs
