@@ -181,8 +181,10 @@ class MultiHeadAttention(nn.Module):
         memory = x if memory is None else memory
         d_model = self.query.in_features
         for name, rows in (("x", x), ("memory", memory)):
-            shape = () if isinstance(rows, tuple) else tuple(rows.shape)
-            if shape and (len(shape) != 3 or shape[::2] != (x.shape[0], d_model)):
+            if isinstance(rows, tuple):
+                continue
+            shape = tuple(rows.shape)
+            if len(shape) != 3 or shape[::2] != (x.shape[0], d_model):
                 raise ValueError(
                     f"{name} must have shape (batch, positions, d_model) = "
                     f"({x.shape[0]}, any, {d_model}), got {shape}"
